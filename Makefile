@@ -1,0 +1,86 @@
+# Everything a contributor or a CI job runs. `make help` lists the targets.
+# Needed: a Go toolchain (see go.mod), a C compiler for the race detector, and
+# Node for the browser client's tests.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Each module is built with the versions of its own go.mod, as its users get
+# it, whether go.work lists it or not. Nested modules find the root module by a
+# replace directive.
+export GOWORK := off
+
+# Every module of the repository except the tools' own.
+MODULES := $(sort $(patsubst %/,%,$(dir $(shell find . -name go.mod \
+	-not -path './tools/*' -not -path '*/node_modules/*' -not -path '*/testdata/*'))))
+BUILD       := $(CURDIR)/.build
+STATICCHECK := $(BUILD)/staticcheck
+CROSS       := darwin freebsd windows
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: lint race fuzz-short examples ## everything a change must pass
+
+.PHONY: lint
+lint: $(STATICCHECK) ## formatting, go vet on all systems, staticcheck
+	@unformatted=$$(gofmt -l .); \
+	if [ -n "$$unformatted" ]; then echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; fi
+	@for m in $(MODULES); do \
+		echo "vet and staticcheck $$m"; \
+		(cd $$m && go vet ./... && $(STATICCHECK) ./...); \
+	done
+	@for os in $(CROSS); do echo "vet GOOS=$$os"; GOOS=$$os go vet ./...; done
+
+.PHONY: fmt
+fmt: ## format all Go files
+	gofmt -w .
+
+.PHONY: race
+race: ## all tests of all modules under the race detector, one package at a time as most keep all cores busy
+	@for m in $(MODULES); do echo "go test -race $$m"; (cd $$m && go test -race -p 1 ./...); done
+
+.PHONY: interop
+interop: ## only the tests against the published arpc
+	cd interop && go test -race -count=1 ./...
+
+.PHONY: fuzz-short
+fuzz-short: ## every fuzz target for a few seconds
+	.ci/fuzz 3s
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for a minute
+	.ci/fuzz 60s
+
+.PHONY: bench
+bench: ## the comparison with other systems, memory and bars (docs/performance.md)
+	cd benchmark && go run . -scenarios all
+	cd benchmark && go run . -check
+
+.PHONY: bench-micro
+bench-micro: ## the benchmarks of the root module's packages, with allocations
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: idle
+idle: ## memory per idle connection
+	cd benchmark && go run . -scenarios idle
+
+SOAK ?= 20
+
+.PHONY: soak
+soak: ## the tests of the root and interop modules SOAK times (default 20) under the race detector
+	go test -race -count=$(SOAK) -timeout 0 ./...
+	cd interop && go test -race -count=$(SOAK) -timeout 0 ./...
+
+.PHONY: examples
+examples: ## run the quickstart, which fails if any of its steps does
+	go run ./examples/quickstart
+
+$(STATICCHECK): tools/go.mod tools/go.sum
+	@mkdir -p $(BUILD)
+	GOFLAGS= GOBIN=$(BUILD) go -C tools install tool
+	@touch $@
