@@ -1,0 +1,710 @@
+package arpc
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/arpc-go/arpc/codec"
+	"github.com/arpc-go/arpc/internal/buf"
+	"github.com/arpc-go/arpc/internal/core"
+	"github.com/arpc-go/arpc/internal/frame"
+	"github.com/arpc-go/arpc/internal/work"
+)
+
+// A link is the RPC on one connection: the calls in flight and the way of frames to handlers and back. A Client has one
+// at a time, an accepted Client one for good. Everything below "guarded" is guarded by core.Conn.Lock.
+type link struct {
+	cn     *core.Conn
+	client *Client
+	rpc    *rpc
+
+	// guarded
+	seq   uint64
+	table *callTable // nil before the first call
+	done  chan struct{}
+	hook  *core.Turn // the connected hook's, until somebody waits in a call
+	down  bool
+}
+
+// callTable holds the calls in flight; guarded as the link is.
+type callTable struct {
+	slots    []slot // index is seq modulo its length, a power of two; at most half full
+	earliest int64  // when timer fires, or 0
+	timer    *time.Timer
+}
+
+type slot struct {
+	seq  uint64
+	call *call
+}
+
+// A call is one call in flight. Whoever takes it out of the table under the lock ends it, once.
+type call struct {
+	done     chan struct{} // has room for one
+	want     want
+	deadline int64 // nanoseconds since epoch, 0 for none
+	err      error
+	bytes    []byte
+	text     string
+	frame    *buf.Buf // payload for the codec
+	callback func(*Context)
+}
+
+// want says what form the caller wants the payload in, so that it is copied once.
+type want uint8
+
+const (
+	wantNothing want = iota
+	wantBytes
+	wantText
+	wantValue
+)
+
+var callPool = sync.Pool{New: func() any { return &call{done: make(chan struct{}, 1)} }}
+
+func (c *call) free() {
+	*c = call{done: c.done}
+	callPool.Put(c)
+}
+
+// epoch is what times are counted from, so that they fit a word.
+var epoch = time.Now()
+
+func now() int64 { return int64(time.Since(epoch)) }
+
+// add puts a call into the table and returns its sequence number.
+func (l *link) add(c *call) uint64 {
+	if l.table == nil {
+		l.table = &callTable{}
+	}
+	t := l.table
+	if 2*(l.cn.Calls+1) > len(t.slots) {
+		t.grow()
+	}
+	mask := uint64(len(t.slots) - 1)
+	for {
+		l.seq++
+		if s := &t.slots[l.seq&mask]; s.call == nil {
+			*s = slot{l.seq, c}
+			l.cn.Calls++
+			return l.seq
+		}
+	}
+}
+
+func (t *callTable) grow() {
+	old := t.slots
+	t.slots = make([]slot, max(8, 2*len(old)))
+	mask := uint64(len(t.slots) - 1)
+	for _, s := range old {
+		if s.call != nil {
+			t.slots[s.seq&mask] = s
+		}
+	}
+}
+
+// take removes the call with a sequence number from the table and returns it, nil if there is none.
+func (l *link) take(seq uint64) *call {
+	if l.table == nil || len(l.table.slots) == 0 {
+		return nil
+	}
+	s := &l.table.slots[seq&uint64(len(l.table.slots)-1)]
+	if s.call == nil || s.seq != seq {
+		return nil
+	}
+	c := s.call
+	*s = slot{}
+	l.cn.Calls--
+	return c
+}
+
+// schedule makes sure that the timer fires at deadline or before. One timer per connection serves all of its calls: it is
+// set again only for a call that ends before all others.
+func (l *link) schedule(deadline int64) {
+	t := l.table
+	if t.earliest != 0 && t.earliest <= deadline {
+		return
+	}
+	t.earliest = deadline
+	d := time.Duration(deadline - now())
+	if t.timer == nil {
+		t.timer = time.AfterFunc(d, l.expire)
+	} else {
+		t.timer.Reset(d)
+	}
+}
+
+// expire ends the calls whose time is up.
+func (l *link) expire() {
+	var expired []*call
+	l.cn.Lock()
+	if l.down {
+		l.cn.Unlock()
+		return
+	}
+	t, next := now(), int64(0)
+	for i := range l.table.slots {
+		s := &l.table.slots[i]
+		if s.call == nil || s.call.deadline == 0 {
+			continue
+		}
+		if s.call.deadline <= t {
+			expired = append(expired, s.call)
+			*s = slot{}
+			l.cn.Calls--
+		} else if next == 0 || s.call.deadline < next {
+			next = s.call.deadline
+		}
+	}
+	l.table.earliest = 0
+	if next != 0 {
+		l.schedule(next)
+	}
+	l.cn.Unlock()
+	l.fail(expired, ErrTimeout)
+}
+
+// fail ends calls that were taken out of the table.
+func (l *link) fail(calls []*call, err error) {
+	var cbs *callbacks
+	for _, c := range calls {
+		c.err = err
+		if c.callback == nil {
+			c.done <- struct{}{}
+			continue
+		}
+		if cbs == nil {
+			cbs = &callbacks{link: l}
+		}
+		cbs.list = append(cbs.list, callbackOf{call: c})
+	}
+	if cbs != nil {
+		work.Go(cbs)
+	}
+}
+
+// callbacks runs the callbacks of CallAsyncs that ended together, one after the other.
+type callbacks struct {
+	link *link
+	in   *core.Input // holds the frames
+	list []callbackOf
+}
+
+type callbackOf struct {
+	call   *call
+	frame  []byte
+	values map[any]any
+}
+
+var callbackPool = sync.Pool{New: func() any { return new(callbacks) }}
+
+// RunTask implements work.Task.
+func (cbs *callbacks) RunTask() {
+	l := cbs.link
+	l.cn.Defer()
+	for i := range cbs.list {
+		cb := &cbs.list[i]
+		l.client.callback(l, *cb)
+		*cb = callbackOf{}
+	}
+	l.cn.EndDefer()
+	if cbs.in != nil {
+		cbs.in.Release()
+	}
+	*cbs = callbacks{list: cbs.list[:0]}
+	callbackPool.Put(cbs)
+}
+
+// callback runs the callback of one CallAsync.
+func (c *Client) callback(l *link, cb callbackOf) {
+	ctx, call := newContext(), cb.call
+	ctx.Client, ctx.link, ctx.err = c, l, call.err
+	ctx.turn.Detached()
+	if cb.frame == nil {
+		cb.frame = failedFrame
+	}
+	ctx.msg = Message{Buffer: cb.frame, values: cb.values}
+	ctx.Message = &ctx.msg
+	f := call.callback
+	call.free()
+	c.safely("callback", func() { f(ctx) })
+	ctx.msg.Buffer = failedFrame
+}
+
+// failedFrame stands for the answer of a call that has none, and for one that is no longer valid.
+var failedFrame = newMessage(CmdResponse, 0, 0, "", nil, nil).Buffer
+
+// doneChan returns a channel that is closed when the connection ends.
+func (l *link) doneChan() <-chan struct{} {
+	l.cn.Lock()
+	defer l.cn.Unlock()
+	if l.done == nil {
+		l.done = make(chan struct{})
+		if l.down {
+			close(l.done)
+		}
+	}
+	return l.done
+}
+
+// reply sends the answer of a request. An error of the codec has no Code.
+func (l *link) reply(c *Context, flag byte, v any) error {
+	req := c.msg.Buffer
+	method := req[HeadLen : HeadLen+int(req[indexMethodLen])]
+	urgency, yield := core.Now, false
+	switch {
+	case c.mode == modeOrdered && c.state.Load()&stateLater == 0:
+		urgency = core.Answer
+	case c.mode == modeAsync:
+		yield = true
+	}
+	if coders := c.Client.Handler.load().coders; len(coders) > 0 {
+		payload, err := codec.AppendValue(nil, c.Client.Codec, v)
+		if err != nil {
+			return err
+		}
+		m := newMessage(CmdResponse, flag, c.msg.Seq(), string(method), payload, c.msg.values)
+		if m, err = encodeAll(coders, c.Client, m); err != nil {
+			return err
+		}
+		return l.send(m, urgency)
+	}
+	var scratch *buf.Buf
+	raw, text, ok := rawValue(v)
+	if !ok {
+		var err error
+		if scratch, raw, err = encode(c.Client.Codec, v); err != nil {
+			return err
+		}
+		defer scratch.Free()
+	}
+	n := HeadLen + len(method) + len(raw) + len(text)
+	l.cn.Lock()
+	if err := l.cn.CanSend(); err != nil {
+		l.cn.Unlock()
+		return lostError(l.client.lostKind(), err)
+	}
+	b := l.cn.ReserveAnswer(n)
+	copy(b, req[:HeadLen]) // sequence number and method length are the request's
+	b[0], b[1], b[2], b[3] = byte(n-HeadLen), byte((n-HeadLen)>>8), byte((n-HeadLen)>>16), byte((n-HeadLen)>>24)
+	b[indexReserved], b[indexCmd], b[indexFlag] = 0, CmdResponse, flag
+	copy(b[HeadLen:], method)
+	copy(b[HeadLen+len(method):], raw)
+	copy(b[HeadLen+len(method):], text)
+	l.cn.Commit(urgency, yield)
+	return nil
+}
+
+// send sends a frame that is complete, whatever the queue holds.
+func (l *link) send(m *Message, urgency core.Urgency) error {
+	l.cn.Lock()
+	if err := l.cn.CanSend(); err != nil {
+		l.cn.Unlock()
+		return lostError(l.client.lostKind(), err)
+	}
+	if m.Cmd() == CmdResponse {
+		copy(l.cn.ReserveAnswer(len(m.Buffer)), m.Buffer)
+	} else {
+		copy(l.cn.Reserve(len(m.Buffer)), m.Buffer)
+	}
+	l.cn.Commit(urgency, false)
+	return nil
+}
+
+// rawValue returns the payload of a value that is sent as it is, and whether v is one.
+func rawValue(v any) (raw []byte, text string, ok bool) {
+	switch v := v.(type) {
+	case nil:
+		return nil, "", true
+	case []byte:
+		return v, "", true
+	case string:
+		return nil, v, true
+	}
+	return nil, "", false
+}
+
+// encode encodes a value into a buffer that the caller frees.
+func encode(c codec.Codec, v any) (*buf.Buf, []byte, error) {
+	b := buf.Get(512)
+	p, err := codec.AppendValue(b.B, c, v)
+	if err != nil {
+		b.Free()
+		return nil, nil, err
+	}
+	return b, p, nil
+}
+
+// encodeAll runs the coders over m, which they may change.
+func encodeAll(coders []MessageCoder, c *Client, m *Message) (*Message, error) {
+	for _, coder := range coders {
+		if m = coder.Encode(c, m); m == nil || len(m.Buffer) < HeadLen {
+			return nil, errEncode
+		}
+	}
+	return m, nil
+}
+
+// rpc is the core.App of clients and servers.
+type rpc struct {
+	// open makes the Client that a new connection belongs to.
+	open func(cn *core.Conn) *link
+	// down and close tell the owner.
+	down  func(l *link, err error)
+	close func(l *link, err error)
+	// maxCalls is the number of calls in flight per connection.
+	maxCalls int
+	// draining says that requests are to be refused.
+	draining atomic.Bool
+}
+
+var errFrame = errors.New("malformed frame")
+
+// Open implements core.App.
+func (r *rpc) Open(cn *core.Conn) error {
+	l := r.open(cn)
+	cn.User = l
+	return nil
+}
+
+// Opened is core.Config.Opened.
+func (r *rpc) Opened(cn *core.Conn, t *core.Turn) {
+	l := cn.User.(*link)
+	h := l.client.Handler.connectedHook(l.client)
+	if h == nil {
+		return
+	}
+	cn.Lock()
+	l.hook = t
+	cn.Unlock()
+	l.client.safely("connected hook", func() { h(l.client) })
+	cn.Lock()
+	l.hook = nil
+	cn.Unlock()
+}
+
+// Batch implements core.App.
+func (r *rpc) Batch(cn *core.Conn, in *core.Input) error {
+	b := batch{l: cn.User.(*link), in: in}
+	b.state = b.l.client.Handler.load()
+	b.draining = r.draining.Load()
+	defer b.finish() // also after a panic of a coder or hook: what was answered before it has its end
+	return b.run()
+}
+
+// finish ends the calls whose answers the batch has brought.
+func (b *batch) finish() {
+	b.deliver()
+	if b.callbacks != nil {
+		b.in.Retain()
+		b.callbacks.in = b.in
+		work.Go(b.callbacks)
+		b.in.Woke(1)
+	}
+}
+
+// batch handles the frames of one read.
+type batch struct {
+	l        *link
+	in       *core.Input
+	state    *muxState
+	draining bool
+
+	responses [32]response // not yet delivered, in order
+	n         int
+	callbacks *callbacks
+}
+
+// response is a received answer: its frame, and the message if coders have made it.
+type response struct {
+	frame []byte
+	msg   *Message
+}
+
+func (b *batch) run() error {
+	for {
+		frame, err := b.in.Next()
+		if err != nil || frame == nil {
+			return err
+		}
+		if h := b.state.beforeRecv; h != nil {
+			if err := h(b.l.client.Conn); err != nil {
+				return err
+			}
+		}
+		switch frame[indexCmd] & cmdMask { // before the coders, as these two never pass one
+		case CmdPing:
+			b.l.pong()
+			continue
+		case CmdPong:
+			continue
+		}
+		var msg *Message
+		if len(b.state.coders) > 0 {
+			if msg = b.decode(frame); msg == nil {
+				return errFrame
+			}
+			frame = msg.Buffer
+		}
+		if err := b.handle(frame, msg); err != nil {
+			return err
+		}
+	}
+}
+
+// decode runs the coders over a copy of the frame. It returns nil if the result is not a frame.
+func (b *batch) decode(frame []byte) *Message {
+	m := &Message{Buffer: append(make([]byte, 0, len(frame)), frame...)}
+	for i := len(b.state.coders) - 1; i >= 0; i-- {
+		m = b.state.coders[i].Decode(b.l.client, m)
+		if m == nil || len(m.Buffer) < HeadLen || m.BodyLen() != len(m.Buffer)-HeadLen {
+			return nil
+		}
+	}
+	return m
+}
+
+// handle handles one frame. msg is the frame's if coders have made it, otherwise nil.
+func (b *batch) handle(frame []byte, msg *Message) error {
+	switch frame[indexCmd] & cmdMask {
+	case CmdResponse:
+		if !validMethod(frame) {
+			b.l.cn.Group().Stats.ProtocolErrors.Add(1)
+			return nil
+		}
+		if b.n == len(b.responses) {
+			b.deliver()
+		}
+		b.responses[b.n] = response{frame, msg}
+		b.n++
+		return nil
+	case CmdRequest, CmdNotify:
+		b.request(frame, msg)
+		return nil
+	case CmdStream:
+		return nil // there are no streams to deliver it to
+	}
+	return errFrame
+}
+
+func validMethod(frame []byte) bool {
+	n := int(frame[indexMethodLen])
+	return n >= 1 && n <= MaxMethodLen && n <= len(frame)-HeadLen
+}
+
+// deliver ends the calls that are answered. All of them are looked up under one lock.
+func (b *batch) deliver() {
+	if b.n == 0 {
+		return
+	}
+	l := b.l
+	var calls [len(b.responses)]*call
+	l.cn.Lock()
+	for i, r := range b.responses[:b.n] {
+		calls[i] = l.take((&Message{Buffer: r.frame}).Seq())
+	}
+	l.cn.Unlock()
+	n := b.n
+	b.n = 0
+	for i, r := range b.responses[:n] {
+		c, frame := calls[i], r.frame
+		b.responses[i] = response{}
+		switch {
+		case c == nil:
+			l.cn.Group().Stats.ProtocolErrors.Add(1)
+			if h := b.state.sessionMiss; h != nil {
+				l.client.safely("session-miss hook", func() {
+					h(l.client, &Message{Buffer: append([]byte(nil), frame...), values: r.msg.Values()})
+				})
+			}
+		case c.callback != nil:
+			if b.callbacks == nil {
+				b.callbacks = callbackPool.Get().(*callbacks)
+				b.callbacks.link = l
+			}
+			b.callbacks.list = append(b.callbacks.list, callbackOf{c, frame, r.msg.Values()})
+		default:
+			c.finish(frame)
+			b.in.Woke(1)
+		}
+	}
+}
+
+// finish ends a call with its answer.
+func (c *call) finish(frame []byte) {
+	payload := frame[HeadLen+int(frame[indexMethodLen]):]
+	switch {
+	case frame[indexFlag]&flagError != 0:
+		c.err = remoteError(string(payload))
+	case c.want == wantBytes:
+		c.bytes = append(make([]byte, 0, len(payload)), payload...)
+	case c.want == wantText:
+		c.text = string(payload)
+	case c.want == wantValue:
+		c.frame = buf.Get(len(payload))
+		c.frame.B = append(c.frame.B, payload...)
+	}
+	c.done <- struct{}{}
+}
+
+// request handles a request or a notification.
+func (b *batch) request(frame []byte, msg *Message) {
+	l := b.l
+	isRequest := frame[indexCmd]&cmdMask == CmdRequest
+	var values map[any]any
+	if msg != nil {
+		values = msg.values
+	}
+	if !validMethod(frame) {
+		l.cn.Group().Stats.ProtocolErrors.Add(1)
+		if isRequest && len(frame) > HeadLen && frame[indexMethodLen] > 0 {
+			n := min(len(frame)-HeadLen, int(frame[indexMethodLen]), MaxMethodLen)
+			bad := append([]byte(nil), frame[:HeadLen+n]...)
+			bad[indexMethodLen] = byte(n)
+			l.requestContext(&route{mode: modeInline}, bad, nil).answer(nil, errBadMethod) //nolint:errcheck // the peer's problem
+		}
+		return
+	}
+	if b.draining {
+		if isRequest {
+			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, errDraining) //nolint:errcheck // as above
+		}
+		return
+	}
+	r := b.state.routes[string(frame[HeadLen:HeadLen+int(frame[indexMethodLen])])]
+	if r == nil {
+		if isRequest {
+			r = b.state.notFound
+		} else {
+			return
+		}
+	}
+	switch r.mode {
+	case modeOrdered:
+		var tag any = r
+		if msg != nil {
+			tag = &decoded{r, msg}
+		}
+		if b.in.Ordered(r.cost.isSlow(), tag) {
+			return
+		}
+	case modeAsync:
+		l.cn.Lock()
+		ok := l.cn.Hold()
+		l.cn.Unlock()
+		if ok {
+			fb := buf.Get(len(frame))
+			fb.B = append(fb.B, frame...)
+			ctx := l.requestContext(r, fb.B, values)
+			ctx.frame = fb
+			ctx.turn.Detached()
+			b.in.Woke(1)
+			work.Go((*asyncRequest)(ctx))
+			return
+		}
+	default:
+		ctx := l.requestContext(r, frame, values)
+		ctx.turn.Detached()
+		ctx.run()
+		if ctx.state.Load()&stateLater == 0 {
+			ctx.msg.Buffer = deadFrame
+		}
+		return
+	}
+	if isRequest { // too many in line
+		l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, errTooMany) //nolint:errcheck // as above
+	}
+}
+
+// decoded is the tag of an ordered frame that coders have changed.
+type decoded struct {
+	r *route
+	m *Message
+}
+
+// Run implements core.App.
+func (r *rpc) Run(cn *core.Conn, frame []byte, tag any) *core.Turn {
+	l := cn.User.(*link)
+	var ctx *Context
+	rt, ok := tag.(*route)
+	if ok {
+		ctx = l.requestContext(rt, frame, nil)
+	} else {
+		d := tag.(*decoded)
+		rt = d.r
+		ctx = l.requestContext(rt, d.m.Buffer, d.m.values)
+	}
+	if rt.cost.sample() {
+		start := now()
+		ctx.run()
+		rt.cost.took(now() - start)
+	} else {
+		ctx.run()
+	}
+	if ctx.state.Load()&stateLater == 0 {
+		ctx.msg.Buffer = deadFrame
+	}
+	return &ctx.turn
+}
+
+// Down implements core.App: every call ends now.
+func (r *rpc) Down(cn *core.Conn, err error) {
+	l := cn.User.(*link)
+	var calls []*call
+	cn.Lock()
+	l.down = true
+	if t := l.table; t != nil {
+		for i := range t.slots {
+			if c := t.slots[i].call; c != nil {
+				calls = append(calls, c)
+			}
+		}
+		t.slots = nil
+		if t.timer != nil {
+			t.timer.Stop()
+		}
+	}
+	cn.Calls = 0
+	if l.done != nil {
+		close(l.done)
+	}
+	cn.Unlock()
+	r.down(l, err)
+	l.fail(calls, lostError(l.client.lostKind(), err))
+}
+
+// Close implements core.App.
+func (r *rpc) Close(cn *core.Conn, err error) {
+	l := cn.User.(*link)
+	if h := l.client.Handler.load().disconnected; h != nil {
+		l.client.safely("disconnected hook", func() { h(l.client) })
+	}
+	r.close(l, err)
+}
+
+// pong answers a ping.
+func (l *link) pong() {
+	l.cn.Lock()
+	if l.cn.CanSend() != nil {
+		l.cn.Unlock()
+		return
+	}
+	copy(l.cn.ReserveAnswer(HeadLen), pongFrame)
+	l.cn.Commit(core.Now, false)
+}
+
+// config returns the core's configuration for a handler's settings.
+func (r *rpc) config(limits Limits, h Handler) core.Config {
+	cfg := limits.core()
+	cfg.Opened = r.Opened
+	cfg.Split = frame.Length{Header: HeadLen, Max: h.MaxBodyLen}
+	cfg.Logf = h.logf
+	cfg.Probe = func(cn *core.Conn) { cn.User.(*link).client.Ping() }
+	cfg.Messages = h.SendQueueSize()
+	return cfg
+}
+
+var _ net.Conn = (*connView)(nil)
