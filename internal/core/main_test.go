@@ -500,7 +500,8 @@ func (a *app) Run(c *Conn, f []byte, _ any) *Turn {
 		a.t.Errorf("connection %d: %d Runs at the same time", c.ID(), n)
 	}
 	defer s.runs.Add(-1)
-	if s.opens.Load() != 1 || s.closes.Load() != 0 {
+	// A Run that the core is about to call when the connection's time is up counts as one that did not return in time.
+	if s.opens.Load() != 1 || s.closes.Load() != 0 && !a.forced.Load() {
 		a.t.Errorf("connection %d: Run after %d Opens and %d Closes", c.ID(), s.opens.Load(), s.closes.Load())
 	}
 	turn := new(Turn)
