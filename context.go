@@ -17,7 +17,8 @@ import (
 // callback. It is a context.Context that is done when the connection ends; passing it on to a call tells the framework
 // which handler waits there.
 //
-// A Context must not be used after its handler has returned, unless AnswerLater was called.
+// A Context must not be used after its handler has returned, unless AnswerLater was called: it may stand for another
+// message of the connection then. Its Client remains the right one.
 type Context struct {
 	// Client is the connection that the message came from: calling it calls the peer.
 	Client *Client
@@ -39,7 +40,7 @@ type Context struct {
 const (
 	stateAnswered uint32 = 1 << iota
 	stateLater           // AnswerLater was called
-	stateReturned        // the handler has returned
+	stateUsed            // the answer of a CallAsync was asked for
 )
 
 // contexts hands out Contexts by the slab, as a handler may keep its own for as long as it likes: eight for one allocation.
@@ -65,15 +66,32 @@ func newContext() *Context {
 
 // requestContext makes the Context of a received request or notification.
 func (l *link) requestContext(r *route, frame []byte, values map[any]any) *Context {
-	c := newContext()
-	c.Client = l.client
-	c.link = l
+	return l.fill(newContext(), r, frame, values)
+}
+
+func (l *link) fill(c *Context, r *route, frame []byte, values map[any]any) *Context {
+	if c.link == nil { // a new one; others are of the same connection
+		c.Client, c.link = l.client, l
+	}
 	c.msg = Message{Buffer: frame, values: values}
 	c.Message = &c.msg
 	c.chain = r.chain
 	c.index = -1
 	c.mode = r.mode
 	return c
+}
+
+// reusable reports whether a Context may stand for the next message of its batch: it has done what it was for, and nothing
+// says that it is wanted longer.
+func (c *Context) reusable(fulfilled uint32) bool {
+	return c.state.Load()&(fulfilled|stateLater) == fulfilled && c.frame == nil
+}
+
+// reuse makes a Context that is reusable as good as new.
+func (c *Context) reuse() {
+	c.turn.Reset()
+	c.err = nil
+	c.state.Store(0)
 }
 
 // run runs the chain and makes sure that a request is answered.
@@ -107,6 +125,7 @@ func (c *Context) Abort() { c.index = len(c.chain) }
 // Bind decodes the payload into v: a *[]byte gets a copy, a *string the text, other pointers what the client's Codec
 // makes of it; a nil v ignores it. If the message is an error, or the CallAsync failed, that error is returned.
 func (c *Context) Bind(v any) error {
+	c.used()
 	if c.err != nil {
 		return c.err
 	}
@@ -117,7 +136,17 @@ func (c *Context) Bind(v any) error {
 }
 
 // Body returns the payload, see Bind. It is valid until the handler returns.
-func (c *Context) Body() []byte { return c.msg.Data() }
+func (c *Context) Body() []byte {
+	c.used()
+	return c.msg.Data()
+}
+
+// used notes that the callback of a CallAsync has asked for the answer.
+func (c *Context) used() {
+	if c.mode == modeCallback {
+		c.state.Store(stateUsed)
+	}
+}
 
 // Write answers the request with v: raw if it is a []byte or a string, an error answer if it is an error, nothing if
 // it is nil, otherwise encoded by the client's Codec. It does not wait for the peer; errors are ErrAnswered,
@@ -229,7 +258,8 @@ func (c *Context) Done() <-chan struct{} { return c.link.doneChan() }
 // Err implements context.Context: it returns context.Canceled after the end of the connection. In the callback of a
 // CallAsync it returns how the call ended, nil if it succeeded.
 func (c *Context) Err() error {
-	if c.msg.Cmd() == CmdResponse {
+	if c.mode == modeCallback {
+		c.used()
 		if c.err == nil && c.msg.IsError() {
 			return remoteError(string(c.msg.Data()))
 		}

@@ -66,6 +66,7 @@ const (
 	modeOrdered mode = iota
 	modeAsync
 	modeInline
+	modeCallback // not a route's: a Context's that stands for the end of a CallAsync
 )
 
 type route struct {

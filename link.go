@@ -205,9 +205,18 @@ var callbackPool = sync.Pool{New: func() any { return new(callbacks) }}
 func (cbs *callbacks) RunTask() {
 	l := cbs.link
 	l.cn.Defer()
+	var ctx *Context
 	for i := range cbs.list {
 		cb := &cbs.list[i]
-		l.client.callback(l, *cb)
+		if ctx == nil {
+			ctx = newContext()
+			ctx.Client, ctx.link, ctx.mode = l.client, l, modeCallback
+		}
+		if ctx.callback(cb); ctx.reusable(stateUsed) {
+			ctx.reuse()
+		} else {
+			ctx = nil
+		}
 		*cb = callbackOf{}
 	}
 	l.cn.EndDefer()
@@ -219,19 +228,19 @@ func (cbs *callbacks) RunTask() {
 }
 
 // callback runs the callback of one CallAsync.
-func (c *Client) callback(l *link, cb callbackOf) {
-	ctx, call := newContext(), cb.call
-	ctx.Client, ctx.link, ctx.err = c, l, call.err
-	ctx.turn.Detached()
+func (c *Context) callback(cb *callbackOf) {
+	call := cb.call
+	c.err = call.err
+	c.turn.Detached()
 	if cb.frame == nil {
 		cb.frame = failedFrame
 	}
-	ctx.msg = Message{Buffer: cb.frame, values: cb.values}
-	ctx.Message = &ctx.msg
+	c.msg = Message{Buffer: cb.frame, values: cb.values}
+	c.Message = &c.msg
 	f := call.callback
 	call.free()
-	c.safely("callback", func() { f(ctx) })
-	ctx.msg.Buffer = failedFrame
+	c.Client.safely("callback", func() { f(c) })
+	c.msg.Buffer = failedFrame
 }
 
 // failedFrame stands for the answer of a call that has none, and for one that is no longer valid.
@@ -626,16 +635,22 @@ type decoded struct {
 }
 
 // Run implements core.App.
-func (r *rpc) Run(cn *core.Conn, frame []byte, tag any) *core.Turn {
+func (r *rpc) Run(cn *core.Conn, in *core.Input, frame []byte, tag any) *core.Turn {
 	l := cn.User.(*link)
-	var ctx *Context
+	ctx, _ := in.Scratch.(*Context)
+	if ctx == nil {
+		ctx = newContext()
+	} else {
+		in.Scratch = nil
+		ctx.reuse()
+	}
 	rt, ok := tag.(*route)
 	if ok {
-		ctx = l.requestContext(rt, frame, nil)
+		l.fill(ctx, rt, frame, nil)
 	} else {
 		d := tag.(*decoded)
 		rt = d.r
-		ctx = l.requestContext(rt, d.m.Buffer, d.m.values)
+		l.fill(ctx, rt, d.m.Buffer, d.m.values)
 	}
 	if rt.cost.sample() {
 		start := now()
@@ -647,7 +662,13 @@ func (r *rpc) Run(cn *core.Conn, frame []byte, tag any) *core.Turn {
 	if ctx.state.Load()&stateLater == 0 {
 		ctx.msg.Buffer = deadFrame
 	}
-	return &ctx.turn
+	if !ctx.turn.Finish() {
+		return &ctx.turn
+	}
+	if ctx.reusable(stateAnswered) {
+		in.Scratch = ctx
+	}
+	return nil
 }
 
 // Down implements core.App: every call ends now.

@@ -22,9 +22,9 @@ type App interface {
 	// Batch handles the frames of one read, on the reader: it must not block. It takes them with Input.Next, and either
 	// is done with a frame at once or puts it in line with Input.Ordered. An error closes the connection with it.
 	Batch(c *Conn, in *Input) error
-	// Run handles one ordered frame, with the tag that Batch gave it; it may block. It returns the Turn that stands for
-	// it.
-	Run(c *Conn, frame []byte, tag any) *Turn
+	// Run handles one ordered frame of in, with the tag that Batch gave it; it may block. It returns the Turn that stands
+	// for it, or nil if that was Finished.
+	Run(c *Conn, in *Input, frame []byte, tag any) *Turn
 	// Down says that the connection carries no further input, and why. It is called at once, possibly while Run runs;
 	// it must not block.
 	Down(c *Conn, err error)

@@ -17,6 +17,9 @@ const (
 
 // An Input is what one read returned: a buffer, the frames in it, and which of them are in line for the strand.
 type Input struct {
+	// Scratch is the App's, for Run; it lasts as long as the Input.
+	Scratch any
+
 	conn  *Conn
 	b     *buf.Buf
 	off   int // where the next frame starts

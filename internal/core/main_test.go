@@ -494,7 +494,7 @@ func (s *state) byKind(in *Input, f []byte) error {
 	return nil
 }
 
-func (a *app) Run(c *Conn, f []byte, _ any) *Turn {
+func (a *app) Run(c *Conn, _ *Input, f []byte, _ any) *Turn {
 	s := c.User.(*state)
 	if n := s.runs.Add(1); n != 1 {
 		a.t.Errorf("connection %d: %d Runs at the same time", c.ID(), n)

@@ -29,6 +29,13 @@ const (
 	turnDone
 )
 
+// Finish ends a Turn whose handler has returned and never let the strand go; nobody knows the Turn afterwards. It reports
+// false for others, which Run returns.
+func (t *Turn) Finish() bool { return !t.gave && t.state.CompareAndSwap(turnHolds, turnDone) }
+
+// Reset makes a Turn that was finished or detached as good as new.
+func (t *Turn) Reset() { t.state.Store(turnHolds) }
+
 // Detached makes a Turn that holds no strand, for frames that are not ordered.
 func (t *Turn) Detached() { t.state.Store(turnDone) }
 
@@ -202,11 +209,8 @@ func (c *Conn) runInput(in *Input, inline bool) bool {
 			}
 		}
 		in.i++
-		t := c.run(in.b.B[s.start:s.end:s.end], s.tag)
-		if t == nil {
-			continue
-		}
-		if !t.state.CompareAndSwap(turnHolds, turnDone) {
+		t := c.run(in, in.b.B[s.start:s.end:s.end], s.tag)
+		if t != nil && !t.state.CompareAndSwap(turnHolds, turnDone) {
 			c.mu.Lock()
 			held := t.state.Swap(turnDone) == turnHolds // it came back just now
 			c.mu.Unlock()
@@ -214,7 +218,7 @@ func (c *Conn) runInput(in *Input, inline bool) bool {
 				return false
 			}
 		}
-		if t.gave {
+		if t != nil && t.gave {
 			return true
 		}
 		if exposed {
@@ -226,15 +230,15 @@ func (c *Conn) runInput(in *Input, inline bool) bool {
 	return true
 }
 
-// run calls App.Run. It returns nil when that panicked, which the App should have prevented.
-func (c *Conn) run(frame []byte, tag any) (t *Turn) {
+// run calls App.Run. A panic, which the App should have prevented, counts as a finished Turn.
+func (c *Conn) run(in *Input, frame []byte, tag any) (t *Turn) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.group.cfg.Logf("arpc: panic in Run of connection %d: %v\n%s", c.id, p, debug.Stack())
 			c.Close(errPanic)
 		}
 	}()
-	return c.group.app.Run(c, frame, tag)
+	return c.group.app.Run(c, in, frame, tag)
 }
 
 // pushFrontLocked puts an input before the others.
