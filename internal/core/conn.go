@@ -87,7 +87,6 @@ type Conn struct {
 	group *Group
 	sock  socket
 	id    uint64
-	err   error // why it went down; under mu
 
 	prev, next *Conn // the group's table, under Group.mu
 
@@ -127,6 +126,7 @@ type rare struct {
 	owed      int           // answers owed, by Owe
 	deferring int           // goroutines that send several messages and then flush
 	closer    *time.Timer   // bounds the end of the connection
+	err       error         // why it went down
 }
 
 var noRare rare // reads as all zero; never written
@@ -210,7 +210,7 @@ func (c *Conn) Lock() { c.mu.Lock() }
 func (c *Conn) Unlock() { c.mu.Unlock() }
 
 // Err returns why the connection went down, nil while it has not. The caller holds Lock.
-func (c *Conn) Err() error { return c.err }
+func (c *Conn) Err() error { return c.look().err }
 
 // Close ends the connection: App.Down is called with err, output accepted so far is sent, the writing side is shut down,
 // input is discarded until the peer closes too, and App.Close follows. It does not wait. A nil err is ErrClosed.
@@ -281,7 +281,7 @@ func (c *Conn) abortLocked(err error) {
 func (c *Conn) lateLocked(err error) {
 	if !c.has(flagLate) {
 		c.flags |= flagLate
-		c.err = err
+		c.extra().err = err
 	}
 	c.mu.Unlock()
 }
@@ -304,7 +304,7 @@ func (c *Conn) open() bool {
 	c.flags |= flagOpened
 	late, abort := c.has(flagLate), c.has(flagLateAbort)
 	if late {
-		err, c.err = c.err, nil
+		err, c.rare.err = c.rare.err, nil
 	}
 	c.inTick.Store(c.group.tick())
 	if cfg := &c.group.cfg; cfg.Opened != nil && (cfg.WantOpened == nil || cfg.WantOpened()) {
@@ -339,7 +339,7 @@ func (c *Conn) downLocked(err error) {
 		return
 	}
 	c.flags |= flagDown
-	c.err = err
+	c.extra().err = err
 	c.wakeRoomLocked()
 	x := c.extra()
 	if x.closer != nil {
@@ -448,7 +448,7 @@ func (f finisher) RunTask() {
 	c := f.c
 	c.sock.destroy()
 	c.mu.Lock()
-	err := c.err
+	err := c.look().err
 	c.mu.Unlock()
 	c.callClose(err)
 	c.group.remove(c)

@@ -29,8 +29,8 @@ func (c *Conn) CanSend() error {
 	if !c.has(flagNoSend|flagLate) && (!c.has(flagDown) || c.has(flagEOF)) {
 		return nil
 	}
-	if c.err != nil {
-		return c.err
+	if err := c.look().err; err != nil {
+		return err
 	}
 	return ErrClosed
 }
@@ -314,8 +314,8 @@ func (c *Conn) tookLocked(n int) bool {
 func (c *Conn) writeFailedLocked(err error) {
 	c.flags |= flagNoSend | flagDropOut
 	c.flags &^= flagFlushing | flagBlocked
-	if c.err == nil {
-		c.err = err
+	if x := c.extra(); x.err == nil {
+		x.err = err
 	}
 	c.dropOutputLocked()
 	if c.has(flagPaused) {
