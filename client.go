@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"runtime"
@@ -67,7 +68,9 @@ type dialing struct {
 
 	mu      sync.Mutex
 	group   *core.Group
-	epoch   int // counts Stop and Restart, so that what began before one does not go on after it
+	settled *link // the connection that calls use, once the peer has answered HELLO; the last one
+	gone    *link // a connection that was lost before it was settled
+	epoch   int   // counts Stop and Restart, so that what began before one does not go on after it
 	stopped bool
 	stop    chan struct{} // closed by Stop
 	ready   chan struct{} // closed while there is a connection
@@ -79,7 +82,7 @@ type dialing struct {
 // connection fails, the dialer's error is returned. Without a Handler among the options the client gets a copy of
 // DefaultHandler.
 func NewClient(dialer func() (net.Conn, error), opts ...ClientOption) (*Client, error) {
-	cfg := clientConfig{backoff: backoff{100 * time.Millisecond, 10 * time.Second}}
+	cfg := clientConfig{backoff: backoff{100 * time.Millisecond, 10 * time.Second}, version: protocolVersion}
 	for _, o := range opts {
 		if o != nil {
 			o.applyToClient(&cfg)
@@ -95,7 +98,7 @@ func NewClient(dialer func() (net.Conn, error), opts ...ClientOption) (*Client, 
 	c.Conn = (*connView)(c)
 	d := c.dial
 	d.rpc.open, d.rpc.down, d.rpc.close = c.opened, c.lost, c.closed
-	d.rpc.maxCalls = cfg.limits.calls()
+	d.rpc.version = cfg.version
 	if err := d.start(c, 0); err != nil {
 		return nil, err
 	}
@@ -131,11 +134,69 @@ func (d *dialing) start(c *Client, epoch int) error {
 	d.group, d.stopped, d.reason = g, false, nil
 	d.stop, d.ready = make(chan struct{}), make(chan struct{})
 	d.mu.Unlock()
-	if _, err = g.Adopt(nc); err != nil {
+	if err = c.connect(g, nc); err != nil {
 		d.shut(g, err)
-		g.Stop(context.Background(), err) //nolint:errcheck // there is nothing to stop
+		stopGroup(g)
 	}
 	return err
+}
+
+// connect makes nc the client's connection: it is there when the peer has answered HELLO and taken the credentials.
+func (c *Client) connect(g *core.Group, nc net.Conn) error {
+	d := c.dial
+	cn, err := g.Adopt(nc)
+	if err != nil {
+		return err
+	}
+	l := cn.User.(*link)
+	if l.x.Load() == nil { // there is nothing to negotiate
+		return nil
+	}
+	if err = c.greet(l); err == nil {
+		d.mu.Lock()
+		if l == d.gone {
+			err = d.reason
+		} else {
+			d.settled = l
+			c.readyLocked()
+		}
+		d.mu.Unlock()
+	}
+	cn.Lock()
+	if err == nil {
+		l.gate &^= gateGreeting
+	}
+	down := l.gate&gateDown != 0
+	if x := l.x.Load(); err == nil && !down {
+		close(x.ready)
+	}
+	cn.Unlock()
+	if err != nil {
+		cn.Close(err)
+	}
+	return err
+}
+
+// greet waits for the answer to HELLO and sends the credentials.
+func (c *Client) greet(l *link) error {
+	x := l.x.Load()
+	ctx, cancel := context.WithTimeout(context.Background(), l.rpc.greeting)
+	defer cancel()
+	if x.greeted != nil {
+		select {
+		case <-x.greeted:
+		case <-x.ready: // only the end of the connection closes it before that
+			l.cn.Lock()
+			defer l.cn.Unlock()
+			return lostError(ErrClientReconnecting, x.going)
+		case <-ctx.Done():
+			return &Error{Code: CodeUnavailable, Message: "no answer to the first ping within the handshake limit"}
+		}
+	}
+	if c.dial.config.credentials == nil {
+		return nil
+	}
+	return c.authenticate(ctx, l)
 }
 
 // opened makes the link of a new connection.
@@ -153,16 +214,32 @@ func (c *Client) opened(cn *core.Conn) *link {
 		return l // of an earlier epoch; it is being closed
 	}
 	c.link.Store(l)
+	if d.config.version < protocolVersion && d.config.credentials == nil {
+		d.settled = l
+		c.readyLocked()
+		return l
+	}
+	x := &linkExtra{ready: make(chan struct{})}
+	if d.config.version >= protocolVersion {
+		x.greeted = make(chan struct{})
+	}
+	l.gate |= gateGreeting
+	l.x.Store(x)
+	return l
+}
+
+// readyLocked tells who waits that there is a connection. dialing.mu is held.
+func (c *Client) readyLocked() {
+	d := c.dial
 	select {
 	case <-d.ready:
 	default:
 		close(d.ready)
 	}
 	d.reason = nil
-	return l
 }
 
-// lost is called when a connection goes down.
+// lost is called when a connection goes down, and before that when the peer wants it no longer.
 func (c *Client) lost(l *link, err error) {
 	d := c.dial
 	d.mu.Lock()
@@ -170,7 +247,14 @@ func (c *Client) lost(l *link, err error) {
 	if d.stopped || c.link.Load() != l {
 		return
 	}
-	d.reason = err
+	if d.settled != l { // who connects finds out
+		d.gone, d.reason = l, err
+		return
+	}
+	if d.gone == l { // it was replaced already
+		return
+	}
+	d.gone, d.reason = l, err
 	d.ready = make(chan struct{})
 	go c.reconnect(d.group, d.stop)
 }
@@ -214,7 +298,7 @@ func (c *Client) reconnect(g *core.Group, stop chan struct{}) {
 		default:
 		}
 		if err == nil {
-			_, err = g.Adopt(nc)
+			err = c.connect(g, nc)
 		}
 		if h := c.Handler.load().reconnect; h != nil {
 			c.safely("reconnect hook", func() { h(c, attempt, err) })
@@ -347,7 +431,7 @@ func (c *Client) CheckState() error {
 		l := c.link.Load()
 		l.cn.Lock()
 		defer l.cn.Unlock()
-		if l.down {
+		if l.gate&gateDown != 0 {
 			return lostError(ErrClientStopped, l.cn.Err())
 		}
 		return nil
@@ -463,16 +547,21 @@ func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values
 		}
 		return badTimeout(timeout)
 	}
-	return c.call(context.Background(), method, req, rsp, timeout, values)
+	return c.call(context.Background(), method, req, rsp, timeout, values, nil)
 }
 
 // CallWith is Call within a context: when that ends first, the call ends with an error for which errors.Is holds with
-// ctx.Err(). With the Context of an ordered handler, further handlers of the connection may run while this one waits.
+// ctx.Err(), and the peer's handler is told. The handler gets ctx's deadline, and the metadata of WithMetadata; without a
+// deadline the call has Limits.CallTimeout. With the Context of an ordered handler, further handlers of the connection may run while this one waits.
 func (c *Client) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
 	if ctx.Err() != nil {
 		return contextError(ctx)
 	}
-	return c.call(ctx, method, req, rsp, TimeForever, values)
+	timeout := c.link.Load().rpc.timeout
+	if t, ok := ctx.Deadline(); ok {
+		timeout = max(time.Until(t), 1)
+	}
+	return c.call(ctx, method, req, rsp, timeout, values, nil)
 }
 
 func badTimeout(timeout time.Duration) error {
@@ -489,8 +578,8 @@ func firstValues(values []map[any]any) map[any]any {
 	return values[0]
 }
 
-// call does a call and waits for its end.
-func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout time.Duration, values []map[any]any) error {
+// call does a call and waits for its end. on is the connection to use, nil for the current one.
+func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout time.Duration, values []map[any]any, on *link) error {
 	handler, done := contextOf(ctx), ctx.Done()
 	if handler != nil && handler.mode == modeInline && handler.Client == c {
 		return errInlineCall
@@ -505,7 +594,13 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 	default:
 		p.want = wantValue
 	}
-	s := sending{client: c, ctx: ctx, timeout: timeout, cmd: CmdRequest, method: method, value: req, call: p, wait: true}
+	s := sending{client: c, ctx: ctx, timeout: timeout, cmd: CmdRequest, method: method, value: req, call: p, wait: true, on: on}
+	var md *Metadata
+	if ctx != context.Background() {
+		if md, _ = ctx.Value(responseMetadataKey{}).(*Metadata); md != nil {
+			p.wantMeta = true
+		}
+	}
 	if len(values) > 0 {
 		s.values = values[0]
 	}
@@ -534,12 +629,16 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 			s.link.cn.Unlock()
 			if mine {
 				p.free()
+				s.link.sendCancel(s.seq, ctx)
 				return contextError(ctx)
 			}
 			<-p.done // somebody is ending it right now
 		}
 	}
 	err := p.err
+	if md != nil {
+		*md = decodeMetadata(p.meta)
+	}
 	if err == nil {
 		switch rsp := rsp.(type) {
 		case nil:
@@ -660,6 +759,9 @@ type sending struct {
 	call    *call    // ends when the answer comes; nil for others
 	wait    bool     // the caller will wait for the answer
 	message *Message // instead of cmd, flag, method and value
+	on      *link    // the connection to use before it is open to others; nil for the current one
+
+	meta metadataBlock // to send
 
 	done <-chan struct{} // of ctx
 	link *link           // result
@@ -677,6 +779,10 @@ func (s *sending) send() error {
 	}
 	if s.ctx != nil {
 		s.done = s.ctx.Done() // a handler's Context takes the lock for that
+		var err error
+		if s.meta, err = metadataOf(s.ctx); err != nil {
+			return err
+		}
 	}
 	var deadline int64
 	if s.timeout > 0 && s.timeout != TimeForever {
@@ -701,20 +807,37 @@ func (s *sending) send() error {
 			return errTooLarge
 		}
 	}
-	for {
-		l := c.link.Load()
+	for again := false; ; again = true {
+		l := s.on
+		if l == nil {
+			l = c.link.Load()
+		}
 		l.cn.Lock()
+		if l.gate&(gateGreeting|gateGoing) != 0 && s.on == nil {
+			if err := s.gated(l, deadline); err != nil {
+				return err
+			}
+			continue
+		}
 		err := l.cn.CanSend()
-		if err == nil && l.down { // only answers are sent after the peer's end of input
+		if err == nil && l.gate&gateDown != 0 { // only answers are sent after the peer's end of input
 			err = l.cn.Err()
 		}
 		if err != nil {
-			down := l.down
+			down := l.gate&gateDown != 0
 			l.cn.Unlock()
+			if s.on != nil {
+				return lostError(c.lostKind(), err)
+			}
 			if err = s.unavailable(deadline, down, err); err != nil {
 				return err
 			}
 			continue
+		}
+		if len(s.meta) > 0 && l.has(featMetadata) && uint32(len(s.meta)) > l.peer.Value().metadata {
+			limit := l.peer.Value().metadata
+			l.cn.Unlock()
+			return errMetadata("%d bytes, the peer takes %d", len(s.meta), limit)
 		}
 		if l.cn.Full() {
 			if err := s.room(l, deadline); err != nil {
@@ -738,9 +861,9 @@ func (s *sending) send() error {
 			}
 			if s.wait {
 				l.cn.HandOver()
-				if l.hook != nil { // the connected hook may be who waits here: others need not wait for it any more
-					l.cn.Yield(l.hook)
-					l.hook = nil
+				if x := l.x.Load(); x != nil && x.hook != nil { // the connected hook may be who waits here: others need not wait for it any more
+					l.cn.Yield(x.hook)
+					x.hook = nil
 				}
 				urgency = core.Now
 			}
@@ -749,16 +872,43 @@ func (s *sending) send() error {
 			s.seq = l.seq
 		}
 		yield := l.cn.Calls > 1
+		flag, ext, left := s.flag, 0, uint32(0)
+		if s.message == nil && l.has(featMetadata) {
+			if deadline != 0 && s.call != nil {
+				d := s.timeout
+				if again {
+					d = time.Duration(max(deadline-now(), 1))
+				}
+				if ms := (d + time.Millisecond - 1) / time.Millisecond; ms <= math.MaxUint32 {
+					left, flag, ext = uint32(ms), flag|flagDeadline, 4
+				}
+			}
+			if len(s.meta) > 0 {
+				flag, ext = flag|flagMetadata, ext+2+len(s.meta)
+			}
+		}
+		if n := len(s.method) + ext + len(raw) + len(text); n > minStreamWindow && l.feat.Load() != 0 && s.message == nil && len(coders) == 0 {
+			switch limit := int(l.peer.Value().maxBody); {
+			case n <= limit:
+			case n-ext <= limit && len(s.meta) == 0: // the peer takes it without the deadline
+				flag, ext = flag&^flagDeadline, 0
+			default:
+				if s.call != nil {
+					l.take(s.seq)
+				}
+				l.cn.Unlock()
+				return errTooLarge
+			}
+		}
 		switch {
 		case len(coders) > 0:
 			// Coders are the user's: they run without the lock, and may change what they are given.
 			l.cn.Unlock()
 			m := s.message
 			if m == nil {
-				if text != "" {
-					raw = []byte(text)
-				}
-				m = newMessage(s.cmd, s.flag, s.seq, s.method, raw, maps.Clone(s.values))
+				payload := append(append(make([]byte, ext), raw...), text...)
+				putExtension(payload, flag, left, s.meta)
+				m = newMessage(s.cmd, flag, s.seq, s.method, payload, maps.Clone(s.values))
 			} else {
 				m = &Message{Buffer: append([]byte(nil), m.Buffer...), values: maps.Clone(m.values)}
 			}
@@ -770,15 +920,53 @@ func (s *sending) send() error {
 		case s.message != nil:
 			l.cn.AppendShared(raw)
 		default:
-			b := l.cn.Reserve(HeadLen + len(s.method) + len(raw) + len(text))
-			putFrame(b, s.cmd, s.flag, s.seq, s.method)
-			copy(b[HeadLen+len(s.method):], raw)
-			copy(b[HeadLen+len(s.method):], text)
+			b := l.cn.Reserve(HeadLen + len(s.method) + ext + len(raw) + len(text))
+			putFrame(b, s.cmd, flag, s.seq, s.method)
+			b = b[HeadLen+len(s.method):]
+			if ext > 0 {
+				b = putExtension(b, flag, left, s.meta)
+			}
+			copy(b, raw)
+			copy(b, text)
 		}
 		l.cn.Commit(urgency, yield)
 		return nil
 	}
 }
+
+// gated waits until the connection is open to calls, or until there is another one, or says why neither is to be. The
+// connection is locked before, and unlocked after.
+func (s *sending) gated(l *link, deadline int64) error {
+	c, x := s.client, l.x.Load()
+	if l.gate&gateGoing != 0 {
+		reason := x.going
+		l.cn.Unlock()
+		if c.dial == nil {
+			return lostError(errGoingAway, reason)
+		}
+		return s.unavailable(deadline, true, reason)
+	}
+	if s.wait {
+		l.cn.HandOver() // the answer that is waited for must be read
+	}
+	l.cn.Unlock()
+	if s.timeout == 0 {
+		return lostError(ErrClientReconnecting, errGreeting)
+	}
+	return s.timed(deadline, func(timeout <-chan time.Time) error {
+		select {
+		case <-x.ready:
+			return nil
+		case <-s.done:
+			return contextError(s.ctx)
+		case <-timeout:
+			return lostError(ErrTimeout, errGreeting)
+		}
+	})
+}
+
+// errGreeting is why a call waits.
+var errGreeting = &Error{Code: CodeUnavailable, Message: "the connection is being set up"}
 
 // sent makes sure that a call whose message was not sent is not in the table any more. If somebody else has ended it
 // already, that is its end.

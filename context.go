@@ -14,8 +14,9 @@ import (
 )
 
 // A Context is a request or notification in the hands of its handler, or the end of a CallAsync in the hands of its
-// callback. It is a context.Context that is done when the connection ends; passing it on to a call tells the framework
-// which handler waits there.
+// callback. It is a context.Context with the caller's deadline, done when the caller cancels the call, when the connection
+// ends and when the handler has returned; context.Cause says why. Passing it on to a call tells the framework which handler
+// waits there. With a peer of version 1 of the protocol there is neither deadline nor cancellation by the caller.
 //
 // A Context must not be used after its handler has returned, unless AnswerLater was called: it may stand for another
 // message of the connection then. Its Client remains the right one.
@@ -34,6 +35,124 @@ type Context struct {
 	index int
 	mode  mode
 	state atomic.Uint32
+
+	deadline int64                       // the caller's, nanoseconds since epoch; 0 for none
+	rare     atomic.Pointer[contextRare] // nil until needed
+}
+
+// contextRare is what only some handlers use.
+type contextRare struct {
+	wait      atomic.Pointer[contextWait] // nil until somebody asks when to stop
+	nextAsked *Context                    // with the same sequence number; guarded by the connection's lock
+	stream    *Stream
+
+	mu  sync.Mutex
+	out metadataBlock // of the answer
+}
+
+// contextWait is the standard context that stands behind a Context.
+type contextWait struct {
+	context.Context
+	cancel context.CancelCauseFunc
+	stop   context.CancelFunc // may be nil
+}
+
+func (c *Context) extra() *contextRare {
+	if x := c.rare.Load(); x != nil {
+		return x
+	}
+	c.rare.CompareAndSwap(nil, &contextRare{})
+	return c.rare.Load()
+}
+
+// cancel tells who waits that the handler should stop.
+func (x *contextRare) cancel(cause error) {
+	if w := x.wait.Load(); w != nil {
+		w.cancel(cause)
+		if w.stop != nil {
+			w.stop()
+		}
+	}
+}
+
+// waits returns the standard context behind c, which it makes when it is first asked for.
+func (c *Context) waits() *contextWait {
+	x := c.extra()
+	if w := x.wait.Load(); w != nil {
+		return w
+	}
+	l := c.link
+	var cause error
+	l.cn.Lock()
+	w := x.wait.Load()
+	if w == nil {
+		w = &contextWait{}
+		w.Context, w.cancel = context.WithCancelCause(context.Background())
+		if c.deadline != 0 {
+			w.Context, w.stop = context.WithDeadline(w.Context, epoch.Add(time.Duration(c.deadline)))
+		}
+		x.wait.Store(w)
+		lx, seq := l.extraLocked(), c.msg.Seq()
+		switch {
+		case l.gate&gateDown != 0:
+			cause = lostError(&Error{Code: CodeUnavailable, Message: "connection lost"}, l.cn.Err())
+		case lx.canceled.m[seq] != nil && c.msg.Cmd() == CmdRequest:
+			cause = lx.canceled.m[seq]
+		default:
+			if lx.asked == nil {
+				lx.asked = map[uint64]*Context{}
+			}
+			x.nextAsked = lx.asked[seq]
+			lx.asked[seq] = c
+		}
+	}
+	l.cn.Unlock()
+	if cause != nil {
+		x.cancel(cause)
+	}
+	return w
+}
+
+var errHandled = &Error{Code: CodeCanceled, Message: "the handler has returned"}
+
+// end ends who waits for the handler, when that has returned or has answered later.
+func (c *Context) end() {
+	x := c.rare.Load()
+	if x == nil || x.wait.Load() == nil {
+		return
+	}
+	l, seq := c.link, c.msg.Seq()
+	l.cn.Lock()
+	if lx := l.x.Load(); lx != nil {
+		if first := lx.asked[seq]; first == c {
+			if x.nextAsked == nil {
+				delete(lx.asked, seq)
+			} else {
+				lx.asked[seq] = x.nextAsked
+			}
+		} else {
+			for p := first; p != nil; p = p.rare.Load().nextAsked {
+				if p.rare.Load().nextAsked == c {
+					p.rare.Load().nextAsked = x.nextAsked
+					break
+				}
+			}
+		}
+	}
+	l.cn.Unlock()
+	x.cancel(errHandled)
+}
+
+// startedAt sets the deadline that the message carries, counted from when it arrived, 0 for now.
+func (c *Context) startedAt(at int64) {
+	ms, ok := timeLeft(c.msg.Buffer)
+	if !ok {
+		return
+	}
+	if at == 0 {
+		at = now()
+	}
+	c.deadline = at + int64(ms)*int64(time.Millisecond)
 }
 
 // State of a Context.
@@ -84,13 +203,13 @@ func (l *link) fill(c *Context, r *route, frame []byte, values map[any]any) *Con
 // reusable reports whether a Context may stand for the next message of its batch: it has done what it was for, and nothing
 // says that it is wanted longer.
 func (c *Context) reusable(fulfilled uint32) bool {
-	return c.state.Load()&(fulfilled|stateLater) == fulfilled && c.frame == nil
+	return c.state.Load()&(fulfilled|stateLater) == fulfilled && c.frame == nil && c.rare.Load() == nil
 }
 
 // reuse makes a Context that is reusable as good as new.
 func (c *Context) reuse() {
 	c.turn.Reset()
-	c.err = nil
+	c.err, c.deadline = nil, 0
 	c.state.Store(0)
 }
 
@@ -109,6 +228,9 @@ func (c *Context) returned() {
 	}
 	if c.state.Load()&(stateAnswered|stateLater) == 0 && c.msg.Cmd() == CmdRequest {
 		c.answer(nil, fault) //nolint:errcheck // there is nobody to tell
+	}
+	if s := c.state.Load(); s&stateLater == 0 || s&stateAnswered != 0 || c.msg.Cmd() != CmdRequest {
+		c.end()
 	}
 }
 
@@ -130,7 +252,7 @@ func (c *Context) Bind(v any) error {
 		return c.err
 	}
 	if c.msg.IsError() {
-		return remoteError(string(c.msg.Data()))
+		return errorIn(c.msg.Buffer, c.Client.Codec)
 	}
 	return decode(c.Client.Codec, c.msg.Data(), v)
 }
@@ -175,10 +297,13 @@ func (c *Context) Error(v any) error {
 }
 
 func (c *Context) answer(v any, err error) error {
-	if err != nil {
-		return c.send(err.Error(), flagError)
+	if err == nil {
+		return c.send(v, 0)
 	}
-	return c.send(v, 0)
+	if c.link.has(featErrors) {
+		return c.send(appendError(nil, err, c.Client.Codec), flagError|flagCoded)
+	}
+	return c.send(err.Error(), flagError)
 }
 
 // send answers once.
@@ -197,12 +322,13 @@ func (c *Context) send(v any, flag byte) error {
 	}
 	if c.state.Load()&stateLater != 0 {
 		defer c.link.cn.Paid()
+		defer c.end()
 	}
 	flag |= c.msg.Buffer[indexFlag] & flagAsync
 	answered := false
 	defer func() {
 		if !answered { // the codec or a coder failed, perhaps by a panic, which goes on to the handler's end
-			c.refuse(flag | flagError)
+			c.refuse(flag&flagAsync | flagError)
 		}
 	}()
 	err := c.link.reply(c, flag, v)
@@ -219,6 +345,10 @@ func (c *Context) refuse(flag byte) {
 			c.link.cn.Close(errEncode)
 		}
 	}()
+	if c.link.has(featErrors) {
+		err = c.link.reply(c, flag|flagCoded, appendError(nil, errEncode, nil))
+		return
+	}
 	err = c.link.reply(c, flag, errEncode.Message)
 }
 
@@ -249,28 +379,86 @@ func (c *Context) Get(key any) (any, bool) { return c.msg.Get(key) }
 // Set stores a value in the message.
 func (c *Context) Set(key, value any) { c.msg.Set(key, value) }
 
-// Deadline implements context.Context; there is none.
-func (c *Context) Deadline() (time.Time, bool) { return time.Time{}, false }
+// Metadata returns what the caller sent with the message, in a callback what came with the answer; nil if there is none.
+// It is decoded each time.
+func (c *Context) Metadata() Metadata {
+	c.used()
+	return decodeMetadata(metadataIn(c.msg.Buffer))
+}
 
-// Done implements context.Context: the channel is closed when the connection ends.
-func (c *Context) Done() <-chan struct{} { return c.link.doneChan() }
+// SetMetadata adds a pair to what is sent with the answer. It is left out for peers of version 1 of the protocol. Errors are
+// those of the limits at Metadata.
+func (c *Context) SetMetadata(key, value string) error {
+	x := c.extra()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	out, err := appendPair(x.out, key, value)
+	if err == nil {
+		err = c.link.checkMetadata(out)
+	}
+	if err != nil {
+		return err
+	}
+	x.out = out
+	if x.stream != nil {
+		x.stream.setMetadata(out)
+	}
+	return nil
+}
 
-// Err implements context.Context: it returns context.Canceled after the end of the connection. In the callback of a
-// CallAsync it returns how the call ended, nil if it succeeded.
+func (x *contextRare) outgoing() metadataBlock {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.out
+}
+
+// checkMetadata reports whether the peer takes a block of that size.
+func (l *link) checkMetadata(block metadataBlock) error {
+	if !l.has(featMetadata) {
+		return nil
+	}
+	l.cn.Lock()
+	limit := l.peer.Value().metadata
+	l.cn.Unlock()
+	if uint32(len(block)) > limit {
+		return errMetadata("%d bytes, the peer takes %d", len(block), limit)
+	}
+	return nil
+}
+
+// Stream returns the stream that a middleware of a stream's handler is about, nil for others.
+func (c *Context) Stream() *Stream {
+	if x := c.rare.Load(); x != nil {
+		return x.stream
+	}
+	return nil
+}
+
+// Peer says who sent the message.
+func (c *Context) Peer() Peer { return c.link.peerInfo() }
+
+// Deadline implements context.Context: it is the caller's, by this side's clock.
+func (c *Context) Deadline() (time.Time, bool) {
+	if c.deadline == 0 {
+		return time.Time{}, false
+	}
+	return epoch.Add(time.Duration(c.deadline)), true
+}
+
+// Done implements context.Context.
+func (c *Context) Done() <-chan struct{} { return c.waits().Done() }
+
+// Err implements context.Context: context.DeadlineExceeded after the deadline, context.Canceled after the other reasons to
+// stop. In the callback of a CallAsync it returns how the call ended, nil if it succeeded.
 func (c *Context) Err() error {
 	if c.mode == modeCallback {
 		c.used()
 		if c.err == nil && c.msg.IsError() {
-			return remoteError(string(c.msg.Data()))
+			return errorIn(c.msg.Buffer, c.Client.Codec)
 		}
 		return c.err
 	}
-	select {
-	case <-c.Done():
-		return context.Canceled
-	default:
-		return nil
-	}
+	return c.waits().Err()
 }
 
 type contextKey struct{}
@@ -279,6 +467,16 @@ type contextKey struct{}
 func (c *Context) Value(key any) any {
 	if key == (contextKey{}) {
 		return c
+	}
+	if x := c.rare.Load(); x != nil {
+		if w := x.wait.Load(); w != nil {
+			if v := w.Context.Value(key); v != nil { // package context finds its own there
+				return v
+			}
+		}
+	}
+	if len(c.msg.values) == 0 {
+		return nil
 	}
 	v, _ := c.msg.Get(key)
 	return v

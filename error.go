@@ -2,10 +2,12 @@ package arpc
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 
+	"github.com/arpc-go/arpc/codec"
 	"github.com/arpc-go/arpc/internal/core"
 )
 
@@ -46,19 +48,44 @@ func (c Code) String() string {
 	return fmt.Sprintf("code_%d", uint32(c))
 }
 
+// Error makes a Code an error of its own: a handler may return it, and errors.Is(err, CodeNotFound) holds for every error
+// with that code.
+func (c Code) Error() string { return c.String() }
+
 // An Error is how a call, a notification or a connection fails.
 //
-// errors.Is(err, context.Canceled) holds for CodeCanceled and errors.Is(err, context.DeadlineExceeded) for
-// CodeDeadlineExceeded; errors.Is against one of this package's errors compares code and message, so that it holds for
-// an error that came over the wire too.
+// errors.Is(err, context.Canceled) holds for CodeCanceled, errors.Is(err, context.DeadlineExceeded) for
+// CodeDeadlineExceeded, and errors.Is(err, code) for the code; errors.Is against one of this package's errors compares code
+// and message, so that it holds for an error that came over the wire too.
 type Error struct {
 	Code Code
 	// Message is for people, and goes to the peer.
 	Message string
+	// Details are further values for programs. They go to peers of version 2 of the protocol.
+	Details []Detail
 	// Remote says that the peer decided, false that this side did.
 	Remote bool
 
 	causes []error
+}
+
+// A Detail is one value of an Error, under a name that both ends know.
+type Detail struct {
+	// Name has at most 255 bytes.
+	Name string
+	// Value is encoded like that of a call. In an Error that came from the peer it is the encoding, a []byte.
+	Value any
+
+	codec codec.Codec
+}
+
+// Bind decodes the value of a Detail that came from the peer into v, like Context.Bind.
+func (d Detail) Bind(v any) error {
+	b, ok := d.Value.([]byte)
+	if !ok {
+		return &Error{Code: CodeFailedPrecondition, Message: "the detail did not come from a peer"}
+	}
+	return codec.Decode(d.codec, b, v)
 }
 
 // Error returns the message.
@@ -71,6 +98,9 @@ func (e *Error) Is(target error) bool {
 		return e.Code == CodeCanceled
 	case context.DeadlineExceeded:
 		return e.Code == CodeDeadlineExceeded
+	}
+	if code, ok := target.(Code); ok {
+		return e.Code == code
 	}
 	t, ok := target.(*Error)
 	return ok && t.Code == e.Code && t.Message == e.Message
@@ -86,9 +116,12 @@ func CodeOf(err error) Code {
 		return 0
 	}
 	var e *Error
+	var code Code
 	switch {
 	case errors.As(err, &e):
 		return e.Code
+	case errors.As(err, &code) && code > 0 && int(code) < len(codeNames):
+		return code
 	case errors.Is(err, context.Canceled):
 		return CodeCanceled
 	case errors.Is(err, context.DeadlineExceeded):
@@ -140,7 +173,9 @@ var (
 	errBadMethod  = &Error{Code: CodeInvalidArgument, Message: "malformed request: method length"}
 	errTooNested  = &Error{Code: CodeResourceExhausted, Message: "too many handlers of this connection wait in calls"}
 	errInlineCall = &Error{Code: CodeFailedPrecondition, Message: "an inline handler must not wait in a call"}
-	errTooLarge   = &Error{Code: CodeInvalidArgument, Message: "message is longer than the format allows"}
+	errTooLarge   = &Error{Code: CodeInvalidArgument, Message: "message is longer than the peer accepts"}
+	errGoingAway  = &Error{Code: CodeUnavailable, Message: "the peer is going away"}
+	errNoAuth     = &Error{Code: CodeUnauthenticated, Message: "the connection is not authenticated"}
 	errCalls      = &Error{Code: CodeResourceExhausted, Message: "too many calls in flight"}
 )
 
@@ -148,7 +183,7 @@ var (
 var wireErrors = func() map[string]Code {
 	codes := map[string]Code{}
 	for _, e := range []*Error{ErrMethodNotFound, errPanicked, errNoAnswer, errEncode, errTooMany, errDraining, errBadMethod,
-		errTooNested} {
+		errTooNested, errNoAuth} {
 		codes[e.Message] = e.Code
 	}
 	return codes
@@ -160,6 +195,89 @@ func remoteError(text string) *Error {
 		code = CodeUnknown
 	}
 	return &Error{Code: code, Message: text, Remote: true}
+}
+
+// Limits of an encoded error.
+const (
+	maxDetails   = 255
+	maxErrorText = 64 << 10 // bytes; a longer message is cut
+)
+
+// appendError appends the encoding of an error as version 2 of the protocol has it: code, number of details, length of
+// the message in 4 bytes, message; then for each detail the length of its name, name, length of the value in 4 bytes, value. A
+// detail that cannot be encoded is left out.
+func appendError(b []byte, err error, c codec.Codec) []byte {
+	code, text := CodeOf(err), err.Error()
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText]
+	}
+	at := len(b) + 1
+	b = append(b, byte(code), 0)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(text)))
+	b = append(b, text...)
+	var e *Error
+	if !errors.As(err, &e) {
+		return b
+	}
+	for _, d := range e.Details {
+		if len(d.Name) > 255 || b[at] == maxDetails {
+			continue
+		}
+		start := len(b)
+		b = append(append(b, byte(len(d.Name))), d.Name...)
+		size := len(b)
+		b = append(b, 0, 0, 0, 0)
+		out, err := codec.AppendValue(b, c, d.Value)
+		if err != nil {
+			b = b[:start]
+			continue
+		}
+		b = out
+		binary.LittleEndian.PutUint32(b[size:], uint32(len(b)-size-4))
+		b[at]++
+	}
+	return b
+}
+
+// decodeError decodes what appendError has encoded; nothing of b is kept. Of one that is malformed it makes CodeInternal.
+func decodeError(b []byte, c codec.Codec) *Error {
+	bad := &Error{Code: CodeInternal, Message: "malformed error", Remote: true}
+	if len(b) < 6 || b[0] == 0 {
+		return bad
+	}
+	e := &Error{Code: Code(b[0]), Remote: true}
+	details, n := int(b[1]), int64(binary.LittleEndian.Uint32(b[2:]))
+	b = b[6:]
+	if n > int64(len(b)) {
+		return bad
+	}
+	e.Message = string(b[:n])
+	b = b[n:]
+	for range details {
+		if len(b) < 1 || len(b) < 1+int(b[0])+4 {
+			return bad
+		}
+		d := Detail{Name: string(b[1 : 1+int(b[0])]), codec: c}
+		b = b[1+int(b[0]):]
+		n := int64(binary.LittleEndian.Uint32(b))
+		b = b[4:]
+		if n > int64(len(b)) {
+			return bad
+		}
+		d.Value = append([]byte{}, b[:n]...)
+		b = b[n:]
+		e.Details = append(e.Details, d)
+	}
+	return e
+}
+
+// errorIn returns the error that a received frame stands for.
+func errorIn(frame []byte, c codec.Codec) *Error {
+	payload := frame[HeadLen+int(frame[indexMethodLen])+extensionLen(frame):]
+	if frame[indexFlag]&flagCoded != 0 {
+		return decodeError(payload, c)
+	}
+	return remoteError(string(payload))
 }
 
 // contextError is the error of a call that ended because its context did.
@@ -186,6 +304,9 @@ func lostError(kind *Error, cause error) *Error {
 		text = "the peer closed the connection"
 	case errors.Is(cause, core.ErrStopped):
 		text = "stopped"
+	}
+	if e, ok := cause.(*Error); ok && e.Remote {
+		text = "the peer says: " + e.Message
 	}
 	return &Error{Code: kind.Code, Message: kind.Message + ": " + text, causes: []error{kind, cause}}
 }

@@ -76,7 +76,7 @@ func goldenRoutes(h Handler) {
 func ends(t *testing.T, f func(t *testing.T, c *Client, p *rawPeer)) {
 	t.Run("client", func(t *testing.T) {
 		ln := listenRaw(t)
-		c := dialClient(t, ln.addr())
+		c := dialClient(t, ln.addr(), Protocol(1))
 		f(t, c, ln.accept())
 	})
 	t.Run("server", func(t *testing.T) {

@@ -42,6 +42,8 @@ type muxState struct {
 	use      []HandlerFunc
 	notFound *route
 	coders   []MessageCoder
+	streams  map[string]*route
+	auth     func(*Context, []byte) (any, error)
 
 	connected    func(*Client)
 	disconnected func(*Client)
@@ -66,6 +68,7 @@ const (
 	modeOrdered mode = iota
 	modeAsync
 	modeInline
+	modeStream
 	modeCallback // not a route's: a Context's that stands for the end of a CallAsync
 )
 
@@ -112,6 +115,7 @@ func (m *Mux) Clone() Handler {
 	c := &Mux{}
 	s := *m.load()
 	s.routes = maps.Clone(s.routes)
+	s.streams = maps.Clone(s.streams)
 	c.state.Store(&s)
 	return c
 }
@@ -133,12 +137,7 @@ func (m *Mux) Handle(method string, h HandlerFunc, async ...bool) {
 func (m *Mux) HandleInline(method string, h HandlerFunc) { m.handle(method, modeInline, h) }
 
 func (m *Mux) handle(method string, md mode, h HandlerFunc) {
-	if method == "" || len(method) > MaxMethodLen {
-		panic(fmt.Sprintf("arpc: method %q must have 1 to %d bytes", method, MaxMethodLen))
-	}
-	if h == nil {
-		panic(fmt.Sprintf("arpc: method %q has no handler", method))
-	}
+	checkMethod(method, h == nil)
 	m.change(func(s *muxState) {
 		if _, ok := s.routes[method]; ok {
 			panic(fmt.Sprintf("arpc: method %q is registered already", method))
@@ -146,6 +145,15 @@ func (m *Mux) handle(method string, md mode, h HandlerFunc) {
 		s.routes = maps.Clone(s.routes)
 		s.routes[method] = &route{method: method, mode: md, chain: append(slices.Clone(s.use), h), cost: new(cost)}
 	})
+}
+
+func checkMethod(method string, missing bool) {
+	if method == "" || len(method) > MaxMethodLen {
+		panic(fmt.Sprintf("arpc: method %q must have 1 to %d bytes", method, MaxMethodLen))
+	}
+	if missing {
+		panic(fmt.Sprintf("arpc: method %q has no handler", method))
+	}
 }
 
 // HandleNotFound replaces the answer to requests of methods that are not registered. It runs on the goroutine that reads
@@ -167,11 +175,22 @@ func (m *Mux) Use(h HandlerFunc) {
 		s.use = append(slices.Clone(s.use), h)
 		routes := make(map[string]*route, len(s.routes))
 		for name, r := range s.routes {
+			if name == authMethod {
+				routes[name] = r
+				continue
+			}
 			nr := *r
 			nr.chain = append(slices.Clone(r.chain), h)
 			routes[name] = &nr
 		}
 		s.routes = routes
+		streams := make(map[string]*route, len(s.streams))
+		for name, r := range s.streams {
+			nr := *r
+			nr.chain = append(slices.Clone(r.chain), h)
+			streams[name] = &nr
+		}
+		s.streams = streams
 	})
 }
 

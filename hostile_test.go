@@ -132,7 +132,7 @@ func TestHostileAnswers(t *testing.T) {
 	misses := make(chan uint64, 2)
 	h := NewHandler()
 	h.HandleSessionMiss(func(_ *Client, m *Message) { misses <- m.Seq() })
-	c := dialClientBy(t, dialer(ln.addr()), h, Backoff(time.Millisecond, time.Millisecond))
+	c := dialClientBy(t, dialer(ln.addr()), h, Backoff(time.Millisecond, time.Millisecond), Protocol(1))
 	p := ln.accept()
 	result := make(chan error, 1)
 	call := func() {

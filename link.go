@@ -20,13 +20,51 @@ type link struct {
 	cn     *core.Conn
 	client *Client
 	rpc    *rpc
+	x      atomic.Pointer[linkExtra] // nil until needed; set under the lock
+	feat   atomic.Uint32             // features of both ends; 0 for version 1
 
 	// guarded
+	gate  gate
 	seq   uint64
 	table *callTable // nil before the first call
-	done  chan struct{}
-	hook  *core.Turn // the connected hook's, until somebody waits in a call
-	down  bool
+	peer  peerHello  // zero for version 1
+}
+
+// gate says what keeps this end from calling, and the peer from being served.
+type gate uint8
+
+const (
+	gateDown     gate = 1 << iota // the connection is gone
+	gateGreeting                  // the HELLO or the authentication is not answered: calls wait
+	gateGoing                     // the peer is going away: nothing new is begun
+	gateLocked                    // the peer has not authenticated itself: it is refused
+)
+
+// linkExtra is what only some connections need. It is guarded as the link is, but for what says otherwise.
+type linkExtra struct {
+	hook     *core.Turn    // the connected hook's, until somebody waits in a call
+	greeted  chan struct{} // closed when the HELLO is answered; only of an end that dials
+	ready    chan struct{} // closed when gateGreeting is gone or the connection is
+	going    error         // why the peer goes away, or has gone
+	farewell *Error        // what the peer said when it closed
+
+	asked    map[uint64]*Context // by sequence number: handlers that want to know when to stop
+	canceled canceledSet
+	streams  *linkStreams
+
+	lockTimer *time.Timer // ends a connection that does not authenticate itself; may be nil
+	principal any         // guarded by mu
+	mu        sync.Mutex
+}
+
+// extraLocked returns the rare part. The caller holds the lock.
+func (l *link) extraLocked() *linkExtra {
+	x := l.x.Load()
+	if x == nil {
+		x = &linkExtra{}
+		l.x.Store(x)
+	}
+	return x
 }
 
 // callTable holds the calls in flight; guarded as the link is.
@@ -49,7 +87,9 @@ type call struct {
 	err      error
 	bytes    []byte
 	text     string
-	frame    *buf.Buf // payload for the codec
+	frame    *buf.Buf      // payload for the codec
+	meta     metadataBlock // of the answer, if wanted
+	wantMeta bool
 	callback func(*Context)
 }
 
@@ -141,7 +181,7 @@ func (l *link) schedule(deadline int64) {
 func (l *link) expire() {
 	var expired []*call
 	l.cn.Lock()
-	if l.down {
+	if l.gate&gateDown != 0 {
 		l.cn.Unlock()
 		return
 	}
@@ -246,19 +286,6 @@ func (c *Context) callback(cb *callbackOf) {
 // failedFrame stands for the answer of a call that has none, and for one that is no longer valid.
 var failedFrame = newMessage(CmdResponse, 0, 0, "", nil, nil).Buffer
 
-// doneChan returns a channel that is closed when the connection ends.
-func (l *link) doneChan() <-chan struct{} {
-	l.cn.Lock()
-	defer l.cn.Unlock()
-	if l.done == nil {
-		l.done = make(chan struct{})
-		if l.down {
-			close(l.done)
-		}
-	}
-	return l.done
-}
-
 // reply sends the answer of a request. An error of the codec has no Code.
 func (l *link) reply(c *Context, flag byte, v any) error {
 	req := c.msg.Buffer
@@ -270,11 +297,20 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 	case c.mode == modeAsync:
 		yield = true
 	}
+	var md metadataBlock
+	ext := 0
+	if x := c.rare.Load(); x != nil && l.has(featMetadata) {
+		if md = x.outgoing(); md != nil {
+			flag |= flagMetadata
+			ext = 2 + len(md)
+		}
+	}
 	if coders := c.Client.Handler.load().coders; len(coders) > 0 {
-		payload, err := codec.AppendValue(nil, c.Client.Codec, v)
+		payload, err := codec.AppendValue(make([]byte, ext), c.Client.Codec, v)
 		if err != nil {
 			return err
 		}
+		putExtension(payload, flag, 0, md)
 		m := newMessage(CmdResponse, flag, c.msg.Seq(), string(method), payload, c.msg.values)
 		if m, err = encodeAll(coders, c.Client, m); err != nil {
 			return err
@@ -290,19 +326,30 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 		}
 		defer scratch.Free()
 	}
-	n := HeadLen + len(method) + len(raw) + len(text)
+	n := HeadLen + len(method) + ext + len(raw) + len(text)
 	l.cn.Lock()
 	if err := l.cn.CanSend(); err != nil {
 		l.cn.Unlock()
 		return lostError(l.client.lostKind(), err)
 	}
+	if x := l.x.Load(); x != nil {
+		x.canceled.remove(c.msg.Seq())
+	}
+	if n > minStreamWindow && l.feat.Load() != 0 && n-HeadLen > int(l.peer.Value().maxBody) {
+		l.cn.Unlock()
+		return errTooLarge
+	}
 	b := l.cn.ReserveAnswer(n)
 	copy(b, req[:HeadLen]) // sequence number and method length are the request's
 	b[0], b[1], b[2], b[3] = byte(n-HeadLen), byte((n-HeadLen)>>8), byte((n-HeadLen)>>16), byte((n-HeadLen)>>24)
 	b[indexReserved], b[indexCmd], b[indexFlag] = 0, CmdResponse, flag
-	copy(b[HeadLen:], method)
-	copy(b[HeadLen+len(method):], raw)
-	copy(b[HeadLen+len(method):], text)
+	b = b[HeadLen:]
+	b = b[copy(b, method):]
+	if ext > 0 {
+		b = putExtension(b, flag, 0, md)
+	}
+	copy(b, raw)
+	copy(b, text)
 	l.cn.Commit(urgency, yield)
 	return nil
 }
@@ -332,6 +379,16 @@ func rawValue(v any) (raw []byte, text string, ok bool) {
 		return v, "", true
 	case string:
 		return nil, v, true
+	case *[]byte:
+		if v != nil {
+			raw = *v
+		}
+		return raw, "", true
+	case *string:
+		if v != nil {
+			text = *v
+		}
+		return nil, text, true
 	}
 	return nil, "", false
 }
@@ -364,8 +421,12 @@ type rpc struct {
 	// down and close tell the owner.
 	down  func(l *link, err error)
 	close func(l *link, err error)
-	// maxCalls is the number of calls in flight per connection.
-	maxCalls int
+	// Limits, see Limits. maxCalls is the number of calls in flight per connection.
+	maxCalls, maxMetadata, maxStreams, window, connWindow int
+	// timeout is that of a call that is given none, greeting that of HELLO and authentication.
+	timeout, greeting time.Duration
+	// version is the highest version of the protocol that is offered.
+	version int
 	// draining says that requests are to be refused.
 	draining atomic.Bool
 }
@@ -376,6 +437,9 @@ var errFrame = errors.New("malformed frame")
 func (r *rpc) Open(cn *core.Conn) error {
 	l := r.open(cn)
 	cn.User = l
+	if l.client.dial != nil && r.version >= protocolVersion {
+		l.sendHello()
+	}
 	return nil
 }
 
@@ -387,11 +451,12 @@ func (r *rpc) Opened(cn *core.Conn, t *core.Turn) {
 		return
 	}
 	cn.Lock()
-	l.hook = t
+	x := l.extraLocked()
+	x.hook = t
 	cn.Unlock()
 	l.client.safely("connected hook", func() { h(l.client) })
 	cn.Lock()
-	l.hook = nil
+	x.hook = nil
 	cn.Unlock()
 }
 
@@ -400,6 +465,7 @@ func (r *rpc) Batch(cn *core.Conn, in *core.Input) error {
 	b := batch{l: cn.User.(*link), in: in}
 	b.state = b.l.client.Handler.load()
 	b.draining = r.draining.Load()
+	b.locked = b.state.auth != nil && b.l.locked()
 	defer b.finish() // also after a panic of a coder or hook: what was answered before it has its end
 	return b.run()
 }
@@ -421,6 +487,7 @@ type batch struct {
 	in       *core.Input
 	state    *muxState
 	draining bool
+	locked   bool
 
 	responses [32]response // not yet delivered, in order
 	n         int
@@ -446,9 +513,16 @@ func (b *batch) run() error {
 		}
 		switch frame[indexCmd] & cmdMask { // before the coders, as these two never pass one
 		case CmdPing:
-			b.l.pong()
+			if len(frame) == HeadLen {
+				b.l.pong(pongFrame)
+			} else if err := b.l.ping(frame); err != nil {
+				return err
+			}
 			continue
 		case CmdPong:
+			if err := b.l.ponged(frame); err != nil {
+				return err
+			}
 			continue
 		}
 		var msg *Message
@@ -478,6 +552,15 @@ func (b *batch) decode(frame []byte) *Message {
 
 // handle handles one frame. msg is the frame's if coders have made it, otherwise nil.
 func (b *batch) handle(frame []byte, msg *Message) error {
+	if flag := frame[indexFlag]; flag&^flagsV1 != 0 {
+		if b.l.feat.Load() == 0 { // version 1 ignores these flags
+			frame[indexFlag] &= flagsV1
+		} else if validMethod(frame) {
+			if err := checkExtension(frame, b.l.rpc.maxMetadata); err != nil {
+				return err
+			}
+		}
+	}
 	switch frame[indexCmd] & cmdMask {
 	case CmdResponse:
 		if !validMethod(frame) {
@@ -494,7 +577,19 @@ func (b *batch) handle(frame []byte, msg *Message) error {
 		b.request(frame, msg)
 		return nil
 	case CmdStream:
-		return nil // there are no streams to deliver it to
+		return b.l.streamFrame(b, frame)
+	case cmdCancel:
+		if b.l.has(featCancel) {
+			return b.l.cancelFrame(frame)
+		}
+	case cmdCredit, cmdReset:
+		if b.l.has(featStreams) {
+			return b.l.streamControl(frame)
+		}
+	case cmdGoAway:
+		if b.l.has(featGoAway) {
+			return b.l.goAwayFrame(frame)
+		}
 	}
 	return errFrame
 }
@@ -536,18 +631,21 @@ func (b *batch) deliver() {
 			}
 			b.callbacks.list = append(b.callbacks.list, callbackOf{c, frame, r.msg.Values()})
 		default:
-			c.finish(frame)
+			c.finish(frame, l.client.Codec)
 			b.in.Woke(1)
 		}
 	}
 }
 
 // finish ends a call with its answer.
-func (c *call) finish(frame []byte) {
-	payload := frame[HeadLen+int(frame[indexMethodLen]):]
+func (c *call) finish(frame []byte, cc codec.Codec) {
+	payload := frame[HeadLen+int(frame[indexMethodLen])+extensionLen(frame):]
+	if c.wantMeta {
+		c.meta = append(metadataBlock(nil), metadataIn(frame)...)
+	}
 	switch {
 	case frame[indexFlag]&flagError != 0:
-		c.err = remoteError(string(payload))
+		c.err = errorIn(frame, cc)
 	case c.want == wantBytes:
 		c.bytes = append(make([]byte, 0, len(payload)), payload...)
 	case c.want == wantText:
@@ -577,6 +675,12 @@ func (b *batch) request(frame []byte, msg *Message) {
 		}
 		return
 	}
+	if b.locked && !isAuth(frame) {
+		if isRequest {
+			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, errNoAuth) //nolint:errcheck // as above
+		}
+		return
+	}
 	if b.draining {
 		if isRequest {
 			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, errDraining) //nolint:errcheck // as above
@@ -597,6 +701,9 @@ func (b *batch) request(frame []byte, msg *Message) {
 		if msg != nil {
 			tag = &decoded{r, msg}
 		}
+		if frame[indexFlag]&flagDeadline != 0 {
+			b.in.Stamp(now)
+		}
 		if b.in.Ordered(r.cost.isSlow(), tag) {
 			return
 		}
@@ -608,6 +715,7 @@ func (b *batch) request(frame []byte, msg *Message) {
 			fb := buf.Get(len(frame))
 			fb.B = append(fb.B, frame...)
 			ctx := l.requestContext(r, fb.B, values)
+			ctx.startedAt(0)
 			ctx.frame = fb
 			ctx.turn.Detached()
 			b.in.Woke(1)
@@ -616,6 +724,7 @@ func (b *batch) request(frame []byte, msg *Message) {
 		}
 	default:
 		ctx := l.requestContext(r, frame, values)
+		ctx.startedAt(0)
 		ctx.turn.Detached()
 		ctx.run()
 		if ctx.state.Load()&stateLater == 0 {
@@ -652,7 +761,10 @@ func (r *rpc) Run(cn *core.Conn, in *core.Input, frame []byte, tag any) *core.Tu
 		rt = d.r
 		l.fill(ctx, rt, d.m.Buffer, d.m.values)
 	}
-	if rt.cost.sample() {
+	ctx.startedAt(in.Stamped())
+	if x := l.x.Load(); x != nil && x.canceled.has(l, ctx.msg.Buffer) {
+		ctx.answer(nil, errCanceledEarly) //nolint:errcheck // there is nobody to tell
+	} else if rt.cost.sample() {
 		start := now()
 		ctx.run()
 		rt.cost.took(now() - start)
@@ -675,8 +787,10 @@ func (r *rpc) Run(cn *core.Conn, in *core.Input, frame []byte, tag any) *core.Tu
 func (r *rpc) Down(cn *core.Conn, err error) {
 	l := cn.User.(*link)
 	var calls []*call
+	var asked []*Context
+	var streams []*Stream
 	cn.Lock()
-	l.down = true
+	l.gate |= gateDown
 	if t := l.table; t != nil {
 		for i := range t.slots {
 			if c := t.slots[i].call; c != nil {
@@ -689,12 +803,36 @@ func (r *rpc) Down(cn *core.Conn, err error) {
 		}
 	}
 	cn.Calls = 0
-	if l.done != nil {
-		close(l.done)
+	x := l.x.Load()
+	if x != nil {
+		if x.farewell != nil {
+			err = x.farewell
+		}
+		for _, c := range x.asked {
+			for ; c != nil; c = c.rare.Load().nextAsked {
+				asked = append(asked, c)
+			}
+		}
+		x.asked = nil
+		x.stopLock()
+		if x.streams != nil {
+			streams = x.streams.all()
+		}
+		if x.ready != nil && l.gate&gateGreeting != 0 {
+			x.going = err
+			close(x.ready)
+		}
 	}
 	cn.Unlock()
 	r.down(l, err)
-	l.fail(calls, lostError(l.client.lostKind(), err))
+	lost := lostError(l.client.lostKind(), err)
+	l.fail(calls, lost)
+	for _, c := range asked {
+		c.rare.Load().cancel(lost)
+	}
+	for _, s := range streams {
+		s.lost(lost)
+	}
 }
 
 // Close implements core.App.
@@ -707,13 +845,13 @@ func (r *rpc) Close(cn *core.Conn, err error) {
 }
 
 // pong answers a ping.
-func (l *link) pong() {
+func (l *link) pong(frame []byte) {
 	l.cn.Lock()
 	if l.cn.CanSend() != nil {
 		l.cn.Unlock()
 		return
 	}
-	copy(l.cn.ReserveAnswer(HeadLen), pongFrame)
+	copy(l.cn.ReserveAnswer(len(frame)), frame)
 	l.cn.Commit(core.Now, false)
 }
 
@@ -725,6 +863,11 @@ func (r *rpc) config(limits Limits, h Handler) core.Config {
 	cfg.Logf = h.logf
 	cfg.Probe = func(cn *core.Conn) { cn.User.(*link).client.Ping() }
 	cfg.Messages = h.SendQueueSize()
+	cfg.Farewell = func(cn *core.Conn, err error) { cn.User.(*link).goAway(err, true) }
+	r.maxCalls = limits.calls()
+	r.maxMetadata, r.maxStreams = limits.metadata(), limits.streams()
+	r.window, r.connWindow = limits.windows()
+	r.timeout, r.greeting = limits.callTimeout(), limits.handshake()
 	return cfg
 }
 

@@ -16,6 +16,12 @@ const (
 	CmdPing     byte = 4
 	CmdPong     byte = 5
 	CmdStream   byte = 6
+
+	// Version 2 of the protocol.
+	cmdCancel byte = 7
+	cmdCredit byte = 8
+	cmdReset  byte = 9
+	cmdGoAway byte = 10
 )
 
 // Layout of a frame: the header of HeadLen bytes, the method, the payload. All integers are little-endian.
@@ -101,7 +107,7 @@ func (m *Message) Error() error {
 	if !m.IsError() {
 		return nil
 	}
-	return remoteError(string(m.Data()))
+	return errorIn(m.Buffer, nil)
 }
 
 // IsFlagBitSet reports whether bit i (0 to 7) of the byte reserved for coders is set.
@@ -144,7 +150,7 @@ func (m *Message) Seq() uint64 { return binary.LittleEndian.Uint64(m.Buffer[inde
 func (m *Message) SetSeq(seq uint64) { binary.LittleEndian.PutUint64(m.Buffer[indexSeq:], seq) }
 
 // Data returns the payload; it is a part of Buffer.
-func (m *Message) Data() []byte { return m.Buffer[HeadLen+m.MethodLen():] }
+func (m *Message) Data() []byte { return m.Buffer[HeadLen+m.MethodLen()+extensionLen(m.Buffer):] }
 
 // Values returns the values that travel with the message, nil if there are none.
 func (m *Message) Values() map[any]any {

@@ -1,6 +1,7 @@
 package arpc
 
 import (
+	"math"
 	"time"
 
 	"github.com/arpc-go/arpc/internal/core"
@@ -17,6 +18,9 @@ type clientConfig struct {
 	limits    Limits
 	waitReady bool
 	backoff   backoff
+
+	credentials credentials
+	version     int
 }
 
 type serverConfig struct {
@@ -50,6 +54,16 @@ type Limits struct {
 	SendHigh int
 	// SendHard is the number of bytes waiting to be sent at which a connection is closed. Default 64 MiB.
 	SendHard int
+	// CallTimeout is the time of a call that is given none: CallWith with a context that has no deadline. Default 1 minute.
+	CallTimeout time.Duration
+	// Metadata is the number of bytes of metadata that a message may have, at most 65,535. More is not sent, and closes the
+	// connection if it is received. Default 16 KiB.
+	Metadata int
+	// Streams is the number of streams that the peer may have opened on a connection at a time. Default 1024.
+	Streams int
+	// StreamWindow is the number of bytes of a stream that may be waiting to be received, StreamWindows that of all streams
+	// of a connection together; the peer waits then. At least 4 KiB. Default 512 KiB and 16 MiB.
+	StreamWindow, StreamWindows int
 	// Idle closes a connection from which nothing came for that long; after half of it the peer is pinged. Default 3 minutes.
 	Idle time.Duration
 	// PartialFrame closes a connection that leaves a frame incomplete for that long. Default 30 seconds.
@@ -58,7 +72,8 @@ type Limits struct {
 	WriteStall time.Duration
 	// CloseFlush bounds the time that a closed connection has to send what was accepted. Default 5 seconds.
 	CloseFlush time.Duration
-	// Handshake bounds the TLS handshake of an accepted connection. Default 10 seconds.
+	// Handshake bounds the TLS handshake of an accepted connection, and the time until a connection has agreed on the
+	// protocol and the client has authenticated itself. Default 10 seconds.
 	Handshake time.Duration
 	// WhenFull says what else happens at SendHigh: nothing (the default), stop reading the peer, or close the connection.
 	WhenFull FullPolicy
@@ -97,6 +112,33 @@ func (l Limits) calls() int {
 	return l.Calls
 }
 
+func orDefault[T int | time.Duration](v, def, none T) T {
+	switch {
+	case v == 0:
+		return def
+	case v < 0:
+		return none
+	}
+	return v
+}
+
+func (l Limits) metadata() int {
+	return min(orDefault(l.Metadata, 16<<10, math.MaxUint16), math.MaxUint16)
+}
+func (l Limits) streams() int { return orDefault(l.Streams, 1024, math.MaxInt32) }
+
+func (l Limits) windows() (stream, all int) {
+	stream = max(min(orDefault(l.StreamWindow, 512<<10, 1<<30), 1<<30), minStreamWindow)
+	return stream, max(min(orDefault(l.StreamWindows, 16<<20, 1<<30), 1<<30), stream)
+}
+
+func (l Limits) callTimeout() time.Duration {
+	return orDefault(l.CallTimeout, time.Minute, TimeForever)
+}
+func (l Limits) handshake() time.Duration {
+	return orDefault(l.Handshake, 10*time.Second, 24*time.Hour)
+}
+
 // defaultStdConns is how many busy connections may have a goroutine; docs/performance.md has the figures behind it.
 const defaultStdConns = 1024
 
@@ -117,6 +159,14 @@ func (waitForReady) applyToClient(c *clientConfig) { c.waitReady = true }
 // WaitForReady makes calls and notifications that find the client without a connection wait for one, within their
 // timeout, instead of failing with ErrClientReconnecting at once.
 func WaitForReady() ClientOption { return waitForReady{} }
+
+type protocol int
+
+func (v protocol) applyToClient(c *clientConfig) { c.version = int(v) }
+
+// Protocol sets the highest version of the protocol that a client offers: 2, the default, or 1, with which the client sends
+// nothing that programs of before arpc 1.2.11 do not know. A server of version 1 is found out by itself.
+func Protocol(version int) ClientOption { return protocol(version) }
 
 // backoff is the time between attempts to connect.
 type backoff struct{ min, max time.Duration }

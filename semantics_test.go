@@ -311,7 +311,7 @@ func TestAnswerLater(t *testing.T) {
 // silent is a peer that takes requests and does not answer.
 func silent(t *testing.T) (c *Client, p *rawPeer) {
 	ln := listenRaw(t)
-	c = dialClient(t, ln.addr())
+	c = dialClient(t, ln.addr(), Protocol(1))
 	return c, ln.accept()
 }
 
@@ -511,7 +511,7 @@ func TestOverstock(t *testing.T) {
 	hooked := make(chan *Client, 10_000)
 	h.HandleOverstock(func(c *Client) { hooked <- c })
 	ln := listenRaw(t)
-	c := dialClient(t, ln.addr(), h, Limits{SendHigh: 64 << 10})
+	c := dialClient(t, ln.addr(), h, Limits{SendHigh: 64 << 10}, Protocol(1))
 	p := ln.accept()
 	fill(t, c)
 	if got := recv(t, hooked, "overstock hook"); got != c {
@@ -624,7 +624,7 @@ func TestSendQueueSizeCountsMessages(t *testing.T) {
 	h := NewHandler()
 	h.SetSendQueueSize(10)
 	ln := listenRaw(t)
-	c := dialClient(t, ln.addr(), h, Limits{SendHigh: 16 << 20})
+	c := dialClient(t, ln.addr(), h, Limits{SendHigh: 16 << 20}, Protocol(1))
 	p := ln.accept()
 	large := make([]byte, 8<<20) // nobody takes as much at once
 	must(t, c.Notify("/large", large, TimeZero))
@@ -659,8 +659,12 @@ func TestLongestBody(t *testing.T) {
 		if err := c.Call("/m", body, &r, patience); err != nil || !bytes.Equal(r, body) {
 			t.Errorf("%d bytes: %v", len(r), err)
 		}
-		if err := c.Call("/m", append(body, 0), nil, patience); CodeOf(err) != CodeUnavailable {
+		if err := c.Call("/m", append(body, 0), nil, patience); CodeOf(err) != CodeInvalidArgument {
 			t.Errorf("one byte more: %v", err)
+		}
+		old := dialClient(t, s.addr, limits, Protocol(1)) // does not know the server's limit
+		if err := old.Call("/m", append(body, 0), nil, patience); CodeOf(err) != CodeUnavailable {
+			t.Errorf("one byte more of an old client: %v", err)
 		}
 		must(t, c.WaitReady(patient(t)))
 		if err := c.Call("/m", "x", nil, patience); err != nil {
@@ -1505,7 +1509,7 @@ func TestBadCoders(t *testing.T) {
 				ln := listenRaw(t)
 				h := NewHandler()
 				h.UseCoder(coderFuncs{same, poisoned(bad)})
-				c := dialClient(t, ln.addr(), h)
+				c := dialClient(t, ln.addr(), h, Protocol(1))
 				p := ln.accept()
 				o := newOnce(t, n)
 				for i := range n {
@@ -1800,7 +1804,7 @@ func TestSessionMiss(t *testing.T) {
 			panic("in the hook")
 		}
 	})
-	c := dialClient(t, ln.addr(), h)
+	c := dialClient(t, ln.addr(), h, Protocol(1))
 	p := ln.accept()
 	p.send(frameOf(CmdResponse, 0, 77, "/m", "panic"), frameOf(CmdResponse, 2, 78, "/n", "async"))
 	for _, want := range []string{"77/m panic", "78/n async"} {
@@ -1939,7 +1943,7 @@ func TestErrorClassification(t *testing.T) {
 		}
 	}
 	// The texts of the framework's own answers must differ, as they carry the code.
-	if len(wireErrors) != 8 {
+	if len(wireErrors) != 9 {
 		t.Errorf("%d texts with a code", len(wireErrors))
 	}
 }

@@ -44,6 +44,7 @@ func NewServer(opts ...ServerOption) *Server {
 	if s.Handler == nil {
 		s.Handler = DefaultHandler.Clone()
 	}
+	s.rpc.version = protocolVersion
 	s.rpc.open = s.opened
 	s.rpc.down = func(*link, error) {}
 	s.rpc.close = func(l *link, err error) { l.client.closed(l, err); l.client.stopTimers() }
@@ -60,9 +61,8 @@ func (s *Server) start() (*core.Group, error) {
 	if s.group == nil {
 		h := s.Handler
 		cfg := s.rpc.config(s.config.limits, h)
-		s.rpc.maxCalls = s.config.limits.calls()
 		cfg.StdConns = s.config.stdConns
-		cfg.WantOpened = func() bool { return h.load().connected != nil }
+		cfg.WantOpened = func() bool { s := h.load(); return s.connected != nil && s.auth == nil }
 		cfg.Wrap = h.wrap
 		cfg.BeforeWrite = beforeWrite(h)
 		s.group = core.NewGroup(cfg, &s.rpc)
@@ -75,6 +75,9 @@ func (s *Server) opened(cn *core.Conn) *link {
 	c.Conn = (*connView)(c)
 	l := &link{cn: cn, client: c, rpc: &s.rpc, seq: 1}
 	c.link.Store(l)
+	if s.Handler.load().auth != nil {
+		l.lock(s.rpc.greeting)
+	}
 	return l
 }
 
@@ -182,6 +185,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	g.StopAccepting(ctx)
+	g.Each(func(cn *core.Conn) bool {
+		if cn.Alive() {
+			cn.User.(*link).goAway(errDraining, false)
+		}
+		return true
+	})
 	s.rpc.draining.Store(true)
 	ticker := time.NewTicker(drainTick)
 	defer ticker.Stop()
@@ -238,7 +247,7 @@ func (s *Server) ForEachWithFilter(f func(*Client), filter func(*Client) bool) {
 		return
 	}
 	g.Each(func(cn *core.Conn) bool {
-		if cn.Alive() {
+		if cn.Alive() && !cn.User.(*link).locked() {
 			if c := cn.User.(*link).client; filter == nil || filter(c) {
 				f(c)
 			}

@@ -71,6 +71,9 @@ type Config struct {
 	// runs; it may block. Until it returns, or gives its Turn away by Conn.Yield, ordered frames wait. WantOpened, if not nil, is asked first whether that is needed.
 	Opened     func(*Conn, *Turn)
 	WantOpened func() bool
+	// Farewell, if not nil, is called by the first Close of a connection that is open, and may send a last message. It must
+	// not block.
+	Farewell func(*Conn, error)
 	// BeforeWrite, if not nil, runs before each write, on the goroutine that writes; an error closes the connection.
 	BeforeWrite func(*Conn) error
 	// Logf receives what an operator should know; never called per frame. Required.

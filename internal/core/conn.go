@@ -178,6 +178,7 @@ const (
 	flagOpened                       // App.Open succeeded
 	flagAborted                      // Abort was called, or as good as
 	flagLateAbort                    // with flagLate: it was Abort
+	flagFarewell                     // Config.Farewell was called
 	flagLate                         // Close or Abort came before Open had returned; err says why
 )
 
@@ -191,6 +192,14 @@ func (c *Conn) LocalAddr() net.Addr { return c.socket().localAddr() }
 
 // RemoteAddr returns the peer's address, nil when the socket no longer knows.
 func (c *Conn) RemoteAddr() net.Addr { return c.socket().remoteAddr() }
+
+// NetConn returns the connection under a connection of the std adapter, nil for others. It must not be read or written.
+func (c *Conn) NetConn() net.Conn {
+	if s, ok := c.socket().(*stdSocket); ok {
+		return s.nc
+	}
+	return nil
+}
 
 // Polled reports whether the connection is served by the poll adapter.
 func (c *Conn) Polled() bool { return !c.socket().inline() }
@@ -230,6 +239,16 @@ func (c *Conn) Close(err error) {
 			c.finishLocked()
 		}
 		c.mu.Unlock()
+		return
+	}
+	if f := c.group.cfg.Farewell; f != nil && !c.has(flagFarewell|flagNoSend) {
+		c.flags |= flagFarewell
+		c.mu.Unlock()
+		func() {
+			defer c.recover("Farewell")
+			f(c, err)
+		}()
+		c.Close(err)
 		return
 	}
 	c.flags |= flagNoSend | flagDiscard

@@ -29,7 +29,8 @@ type Input struct {
 	woke  int
 	next  *Input
 
-	refuse bool // no more ordered frames
+	at     int64 // when it arrived, if Stamp was called
+	refuse bool  // no more ordered frames
 	refs   refs
 }
 
@@ -90,6 +91,16 @@ func (in *Input) Ordered(slow bool, tag any) bool {
 	in.spans = append(in.spans, span{uint32(in.start), uint32(in.off), slow, tag})
 	return true
 }
+
+// Stamp notes when the input arrived, for Run, by the App's clock; it asks that once.
+func (in *Input) Stamp(now func() int64) {
+	if in.at == 0 {
+		in.at = now()
+	}
+}
+
+// Stamped returns what Stamp has noted, 0 if it was not called.
+func (in *Input) Stamped() int64 { return in.at }
 
 // Woke counts goroutines that Batch has woken up and that are likely to send soon; with several of them the reader lets
 // them run before it writes.
