@@ -644,10 +644,11 @@ func TestContextUsedOnSeveralGoroutines(t *testing.T) {
 			client := c.Client
 			started := make(chan struct{})
 			left.Go(func() {
-				close(started)
 				ctx, cancel := context.WithTimeout(c, patience)
 				defer cancel()
-				if err := client.CallWith(ctx, "/echo", "x", nil); err != nil {
+				close(started)
+				// The context ends with the handler, which may be before the call does.
+				if err := client.CallWith(ctx, "/echo", "x", nil); err != nil && !errors.Is(err, context.Canceled) {
 					t.Error(err)
 				}
 			})
