@@ -99,6 +99,7 @@ func NewClient(dialer func() (net.Conn, error), opts ...ClientOption) (*Client, 
 	d := c.dial
 	d.rpc.open, d.rpc.down, d.rpc.close = c.opened, c.lost, c.closed
 	d.rpc.version = cfg.version
+	d.rpc.limit(cfg.limits)
 	if err := d.start(c, 0); err != nil {
 		return nil, err
 	}

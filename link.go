@@ -864,11 +864,15 @@ func (r *rpc) config(limits Limits, h Handler) core.Config {
 	cfg.Probe = func(cn *core.Conn) { cn.User.(*link).client.Ping() }
 	cfg.Messages = h.SendQueueSize()
 	cfg.Farewell = func(cn *core.Conn, err error) { cn.User.(*link).goAway(err, true) }
+	return cfg
+}
+
+// limit sets the limits, before there is a connection.
+func (r *rpc) limit(limits Limits) {
 	r.maxCalls = limits.calls()
 	r.maxMetadata, r.maxStreams = limits.metadata(), limits.streams()
 	r.window, r.connWindow = limits.windows()
 	r.timeout, r.greeting = limits.callTimeout(), limits.handshake()
-	return cfg
 }
 
 var _ net.Conn = (*connView)(nil)

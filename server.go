@@ -45,6 +45,7 @@ func NewServer(opts ...ServerOption) *Server {
 		s.Handler = DefaultHandler.Clone()
 	}
 	s.rpc.version = protocolVersion
+	s.rpc.limit(s.config.limits)
 	s.rpc.open = s.opened
 	s.rpc.down = func(*link, error) {}
 	s.rpc.close = func(l *link, err error) { l.client.closed(l, err); l.client.stopTimers() }
