@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,7 +37,7 @@ func (m *Mux) HandleAuth(f func(ctx *Context, credentials []byte) (principal any
 		delete(routes, authMethod)
 		s.auth = f
 		if f != nil {
-			routes[authMethod] = &route{method: authMethod, chain: []HandlerFunc{authHandler(f)}, cost: new(cost)}
+			routes[authMethod] = &route{method: authMethod, chain: []HandlerFunc{authHandler(f)}, cost: new(cost), async: new(atomic.Int32)}
 		}
 		s.routes = routes
 	})

@@ -30,8 +30,9 @@ type Context struct {
 	turn  core.Turn
 	link  *link
 	chain []HandlerFunc
-	frame *buf.Buf // holds the message of an async request
-	err   error    // how a CallAsync ended
+	frame *buf.Buf      // holds the message of an async request
+	async *atomic.Int32 // counts it
+	err   error         // how a CallAsync ended
 	index int
 	mode  mode
 	state atomic.Uint32
@@ -322,6 +323,7 @@ func (c *Context) send(v any, flag byte) error {
 	}
 	if c.state.Load()&stateLater != 0 {
 		defer c.link.cn.Paid()
+		defer c.later(-1)
 		defer c.end()
 	}
 	flag |= c.msg.Buffer[indexFlag] & flagAsync
@@ -363,11 +365,27 @@ func (c *Context) AnswerLater() {
 		if c.state.CompareAndSwap(s, s|stateLater) {
 			if s&stateAnswered == 0 && c.msg.Cmd() == CmdRequest {
 				c.link.cn.Owe()
+				c.later(1)
 			}
 			break
 		}
 	}
 	c.msg.Buffer = append([]byte(nil), c.msg.Buffer...)
+}
+
+// later counts requests that will be answered later.
+func (c *Context) later(n int) {
+	l := c.link
+	l.cn.Lock()
+	x := l.extraLocked()
+	if x.later == nil {
+		x.later = map[string]int{}
+	}
+	method := c.msg.Buffer[HeadLen : HeadLen+c.msg.MethodLen()]
+	if x.later[string(method)] += n; x.later[string(method)] == 0 {
+		delete(x.later, string(method))
+	}
+	l.cn.Unlock()
 }
 
 // Values returns the values that travel with the message where coders carry them; nil if there are none.
@@ -497,6 +515,7 @@ func (c *asyncRequest) RunTask() {
 	ctx.run()
 	cn, frame := ctx.link.cn, ctx.frame
 	ctx.frame = nil
+	ctx.async.Add(-1)
 	if ctx.state.Load()&stateLater == 0 {
 		ctx.msg.Buffer = deadFrame
 	}

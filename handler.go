@@ -77,6 +77,7 @@ type route struct {
 	mode   mode
 	chain  []HandlerFunc
 	cost   *cost
+	async  *atomic.Int32 // async handlers that run
 }
 
 // DefaultHandler is what NewClient and NewServer copy when they are given no Handler, and what the functions of this
@@ -143,7 +144,7 @@ func (m *Mux) handle(method string, md mode, h HandlerFunc) {
 			panic(fmt.Sprintf("arpc: method %q is registered already", method))
 		}
 		s.routes = maps.Clone(s.routes)
-		s.routes[method] = &route{method: method, mode: md, chain: append(slices.Clone(s.use), h), cost: new(cost)}
+		s.routes[method] = &route{method: method, mode: md, chain: append(slices.Clone(s.use), h), cost: new(cost), async: new(atomic.Int32)}
 	})
 }
 

@@ -185,6 +185,59 @@ func TestShutdownCut(t *testing.T) {
 	})
 }
 
+// A Shutdown that cuts names what it has cut: requests that run, wait in a call, are in line or will be answered later, and
+// streams.
+func TestShutdownNamesWhatItCuts(t *testing.T) {
+	onAdapters(t, func(t *testing.T, adapter ServerOption) {
+		s := startServer(t, adapter)
+		entered, release := make(chan struct{}, 10), make(chan struct{})
+		block := func(*Context) { entered <- struct{}{}; <-release }
+		s.Handler.Handle("/later", func(c *Context) { c.AnswerLater(); entered <- struct{}{} })
+		s.Handler.Handle("/asks", func(c *Context) { c.Client.CallWith(c, "/hold", nil, nil) })
+		s.Handler.Handle("/ordered", block)
+		s.Handler.Handle("/line", block)
+		s.Handler.Handle("/async", block, true)
+		s.Handler.HandleStream("/stream", func(*Stream) { entered <- struct{}{}; <-release })
+		c := dialClient(t, s.addr)
+		c.Handler.Handle("/hold", func(c *Context) { entered <- struct{}{}; <-release }, true)
+		defer close(release)
+		ended := make(chan error, 10)
+		call := func(method string) {
+			must(t, c.CallAsync(method, nil, func(ctx *Context) { ended <- ctx.Err() }, patience))
+		}
+		call("/later")
+		recv(t, entered, "handler that answers later")
+		call("/async")
+		recv(t, entered, "async handler")
+		call("/asks")
+		recv(t, entered, "handler that was called back")
+		must(t, c.NewStream("/stream").Send("x"))
+		recv(t, entered, "stream handler")
+		call("/ordered")
+		recv(t, entered, "ordered handler")
+		call("/line")
+		call("/line")
+		eventually(t, "requests in line", func() bool {
+			n := 0
+			s.ForEach(func(sc *Client) {
+				sc.link.Load().cn.EachOrdered(func(any) { n++ })
+			})
+			return n == 4
+		})
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		const want = "shutdown has cut /asks × 1, /async × 1, /later × 1, /line × 2, /ordered × 1, /stream × 1"
+		if err := s.Shutdown(ctx); err == nil || err.Error() != want || !errors.Is(err, context.Canceled) {
+			t.Errorf("Shutdown: %v", err)
+		}
+		for range 6 {
+			if err := recv(t, ended, "end of a call"); CodeOf(err) != CodeUnavailable {
+				t.Errorf("a call ended with %v", err)
+			}
+		}
+	})
+}
+
 // blocker is a route whose handlers block until the end of the test.
 type blocker struct{ entered, release chan struct{} }
 

@@ -50,6 +50,7 @@ type linkExtra struct {
 
 	asked    map[uint64]*Context // by sequence number: handlers that want to know when to stop
 	canceled canceledSet
+	later    map[string]int // requests that will be answered later, by method
 	streams  *linkStreams
 
 	lockTimer *time.Timer // ends a connection that does not authenticate itself; may be nil
@@ -716,7 +717,8 @@ func (b *batch) request(frame []byte, msg *Message) {
 			fb.B = append(fb.B, frame...)
 			ctx := l.requestContext(r, fb.B, values)
 			ctx.startedAt(0)
-			ctx.frame = fb
+			ctx.frame, ctx.async = fb, r.async
+			r.async.Add(1)
 			ctx.turn.Detached()
 			b.in.Woke(1)
 			work.Go((*asyncRequest)(ctx))

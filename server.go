@@ -3,8 +3,11 @@ package arpc
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -179,7 +182,9 @@ func (s *Server) Stop() error {
 const drainTick = 5 * time.Millisecond
 
 // Shutdown closes the listeners, lets every request that has arrived be answered and refuses further ones with
-// CodeUnavailable, and closes the connections. When ctx is done first, it closes them at once and returns ctx's error.
+// CodeUnavailable, and closes the connections; clients of version 2 of the protocol are told before, and connect elsewhere
+// if their dialer can. When ctx is done first, it closes the connections at once and returns an *Error for which errors.Is
+// holds with ctx's, and whose message names the methods of the requests and streams that were cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	g := s.stop()
 	if g == nil {
@@ -213,7 +218,61 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	return g.Stop(ctx, ErrServerStopped)
+	var cut string
+	if ctx.Err() != nil {
+		cut = s.unfinished(g)
+	}
+	err := g.Stop(ctx, ErrServerStopped)
+	if err != nil && cut != "" {
+		e := contextError(ctx).(*Error)
+		e.Message = "shutdown has cut " + cut
+		return e
+	}
+	return err
+}
+
+// unfinished says how many requests and streams of which methods are not finished.
+func (s *Server) unfinished(g *core.Group) string {
+	count := map[string]int{}
+	for method, r := range s.Handler.load().routes {
+		if n := r.async.Load(); n > 0 {
+			count[method] += int(n)
+		}
+	}
+	g.Each(func(cn *core.Conn) bool {
+		cn.EachOrdered(func(tag any) {
+			switch tag := tag.(type) {
+			case *route:
+				count[tag.method]++
+			case *decoded:
+				count[tag.r.method]++
+			}
+		})
+		if !cn.Alive() {
+			return true
+		}
+		cn.Lock()
+		if x := cn.User.(*link).x.Load(); x != nil {
+			for method, n := range x.later {
+				count[method] += n
+			}
+			if x.streams != nil {
+				for _, s := range x.streams.theirs {
+					count[s.method]++
+				}
+			}
+		}
+		cn.Unlock()
+		return true
+	})
+	var b strings.Builder
+	for _, method := range slices.Sorted(maps.Keys(count)) {
+		if b.Len() > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%s × %d", method, count[method])
+	}
+	return b.String()
 }
 
 // NewMessage makes a message for Client.PushMsg, see Client.NewMessage.

@@ -122,7 +122,7 @@ type rare struct {
 	waitRoom  int           // goroutines waiting for that
 	charged   int           // bytes counted against the process limit
 	waiters   []*waiter     // handlers that want the strand back
-	away      int           // handlers waiting in a call
+	away      map[*Turn]any // handlers waiting in a call, with the tags of their frames
 	owed      int           // answers owed, by Owe
 	deferring int           // goroutines that send several messages and then flush
 	closer    *time.Timer   // bounds the end of the connection
@@ -442,7 +442,7 @@ func (c *Conn) finishLocked() {
 		return
 	}
 	if !c.has(flagForceEnd) {
-		if c.has(flagRunning) || c.head != nil || c.look().away > 0 {
+		if c.has(flagRunning) || c.head != nil || len(c.look().away) > 0 {
 			return
 		}
 		if int(c.held)+c.look().owed > 0 && !c.has(flagNoRun) {
@@ -531,7 +531,27 @@ func (c *Conn) Paid() {
 func (c *Conn) Busy() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.has(flagRunning|flagBatch) || c.head != nil || int(c.held)+c.look().owed+c.look().away > 0
+	return c.has(flagRunning|flagBatch) || c.head != nil || int(c.held)+c.look().owed+len(c.look().away) > 0
+}
+
+// EachOrdered calls f with the tag of each ordered frame that runs, waits in a call or is in line. Lock is held meanwhile.
+func (c *Conn) EachOrdered(f func(tag any)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	each := func(in *Input, from int32) {
+		for _, s := range in.spans[max(from, 0):] {
+			f(s.tag)
+		}
+	}
+	if c.cur != nil && c.has(flagRunning) {
+		each(c.cur, c.cur.i.Load()-1)
+	}
+	for _, tag := range c.look().away {
+		f(tag)
+	}
+	for in := c.head; in != nil; in = in.next {
+		each(in, in.i.Load())
+	}
 }
 
 // Alive reports whether Open has succeeded, and User therefore is set, and the connection has not gone down.

@@ -4,6 +4,7 @@ import (
 	"math"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/arpc-go/arpc/internal/buf"
 	"github.com/arpc-go/arpc/internal/work"
@@ -25,7 +26,7 @@ type Input struct {
 	off   int // where the next frame starts
 	start int // where the current one starts
 	spans []span
-	i     int // the next span to run; its owner's: the reader, the strand's holder, or the queue under mu
+	i     atomic.Int32 // the next span to run; its owner's: the reader, the strand's holder, or the queue under mu
 	woke  int
 	next  *Input
 
@@ -59,7 +60,10 @@ func (in *Input) Release() {
 	}
 	in.b.Free()
 	clear(in.spans)
-	*in = Input{spans: in.spans[:0]}
+	in.Scratch, in.conn, in.b, in.next = nil, nil, nil, nil
+	in.off, in.start, in.woke, in.at, in.refuse = 0, 0, 0, 0, false
+	in.spans = in.spans[:0]
+	in.i.Store(0)
 	inputs.Put(in)
 }
 
@@ -108,7 +112,7 @@ func (in *Input) Woke(n int) { in.woke += n }
 
 func (in *Input) bytes() int {
 	n := 0
-	for _, s := range in.spans[in.i:] {
+	for _, s := range in.spans[in.i.Load():] {
 		n += int(s.end-s.start) + 64
 	}
 	return n

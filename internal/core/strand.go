@@ -85,6 +85,9 @@ func (c *Conn) Yield(t *Turn) {
 	}
 }
 
+// left reports whether a span is still to run.
+func (in *Input) left() bool { return int(in.i.Load()) < len(in.spans) }
+
 // pushLocked queues an input behind the others.
 func (c *Conn) pushLocked(in *Input) {
 	c.queued += in.bytes()
@@ -105,7 +108,7 @@ func (c *Conn) nextLocked() *Input {
 		c.rare.waiters[0] = nil
 		c.rare.waiters = c.rare.waiters[1:]
 		c.attention.Add(-1)
-		c.rare.away--
+		delete(c.rare.away, w.turn)
 		if w.turn.state.CompareAndSwap(turnAway, turnHolds) {
 			c.flags &^= flagDefer
 			c.stretch.Add(1)
@@ -162,7 +165,7 @@ func (c *Conn) runStrand(in *Input, inline bool) bool {
 		inline = false
 		c.flags &^= flagInline
 		c.reading = nil
-		if c.cur == in && in.i < len(in.spans) && !c.has(flagNoRun) {
+		if c.cur == in && in.left() && !c.has(flagNoRun) {
 			c.pushFrontLocked(in)
 		} else {
 			in.Release()
@@ -191,8 +194,8 @@ func (c *Conn) runStrand(in *Input, inline bool) bool {
 // was away wants the strand back. It reports whether the strand is still held.
 func (c *Conn) runInput(in *Input, inline bool) bool {
 	exposed := false // slow frames run with nothing held back
-	for in.i < len(in.spans) && c.attention.Load() == 0 {
-		s := in.spans[in.i]
+	for in.left() && c.attention.Load() == 0 {
+		s := in.spans[in.i.Load()]
 		if s.slow != exposed {
 			if s.slow && inline {
 				return true
@@ -208,7 +211,7 @@ func (c *Conn) runInput(in *Input, inline bool) bool {
 				c.mu.Unlock()
 			}
 		}
-		in.i++
+		in.i.Add(1)
 		t := c.run(in, in.b.B[s.start:s.end:s.end], s.tag)
 		if t != nil && !t.state.CompareAndSwap(turnHolds, turnDone) {
 			c.mu.Lock()
@@ -296,15 +299,22 @@ func (c *Conn) LetGo(t *Turn) (bool, error) {
 	if t.state.Load() != turnHolds {
 		return false, nil
 	}
-	if c.look().away >= c.group.cfg.Nested {
+	x := c.extra()
+	if len(x.away) >= c.group.cfg.Nested {
 		return false, ErrNested
 	}
-	c.extra().away++
+	if x.away == nil {
+		x.away = map[*Turn]any{}
+	}
+	x.away[t] = nil
+	if in := c.cur; in != nil && in.i.Load() > 0 {
+		x.away[t] = in.spans[in.i.Load()-1].tag
+	}
 	c.stretch.Add(1)
 	t.state.Store(turnAway)
 	t.gave = true
 	c.HandOver()
-	if in := c.cur; in != nil && in.i < len(in.spans) && !c.has(flagNoRun) {
+	if in := c.cur; in != nil && in.left() && !c.has(flagNoRun) {
 		in.Retain()
 		c.pushFrontLocked(in)
 	}
@@ -322,7 +332,7 @@ func (c *Conn) LetGo(t *Turn) (bool, error) {
 func (c *Conn) TakeBack(t *Turn) {
 	c.mu.Lock()
 	if t.state.Load() != turnAway { // the handler has returned
-		c.rare.away--
+		delete(c.rare.away, t)
 		if c.has(flagDown) {
 			c.finishLocked()
 		}
@@ -330,7 +340,7 @@ func (c *Conn) TakeBack(t *Turn) {
 		return
 	}
 	if !c.has(flagRunning) || c.has(flagParked) {
-		c.rare.away--
+		delete(c.rare.away, t)
 		c.flags |= flagRunning
 		c.flags &^= flagParked
 		t.state.Store(turnHolds)

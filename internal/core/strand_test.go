@@ -130,7 +130,7 @@ func TestAnswersDoNotWait(t *testing.T) {
 					eventually(t, "waiting", func() bool {
 						s.c.Lock()
 						defer s.c.Unlock()
-						return s.c.look().away == 1 && !s.c.has(flagWatched)
+						return len(s.c.look().away) == 1 && !s.c.has(flagWatched)
 					})
 				case "a slow one":
 					kind = kindSlow
@@ -255,7 +255,7 @@ func TestBusy(t *testing.T) {
 			eventually(t, "handler", func() bool {
 				s.c.Lock()
 				defer s.c.Unlock()
-				return s.c.has(flagRunning) || s.c.look().away == 1
+				return s.c.has(flagRunning) || len(s.c.look().away) == 1
 			})
 			if !s.c.Busy() {
 				t.Errorf("%s: not busy", how)
@@ -288,7 +288,7 @@ func TestAwayAtEnd(t *testing.T) {
 			eventually(t, "four handlers wait", func() bool {
 				s.c.Lock()
 				defer s.c.Unlock()
-				return s.c.look().away == 4
+				return len(s.c.look().away) == 4
 			})
 			switch end {
 			case "peer":
