@@ -29,6 +29,7 @@ var rateBars = []struct {
 	{"S6", defaultName, "arpc", 7.0},
 	{"S1", "arpc-go-json", "arpc-json", 2.5},
 	{"S1", "arpc-go-async", "arpc", 3.5},
+	{"S1", "arpc-go-meta", "arpc-go", 0.85},
 }
 
 // Further bars.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net"
 
 	"github.com/arpc-go/arpc"
@@ -30,6 +31,14 @@ var arpcGoSystems = []*system{
 		async: true,
 		serve: func() (string, error) { return serveArpcGo(nil, answerArpcGo, true) },
 		dial:  dialArpcGo,
+	},
+	{
+		name: "arpc-go-meta", about: "this project, each call with two pairs of metadata", module: arpcGoModule, baseline: defaultName,
+		serve: func() (string, error) { return serveArpcGo(nil, answerArpcGo) },
+		dial: func(addr string) (any, error) {
+			c, err := newArpcGoClient(addr)
+			return arpcGoMeta{c}, err
+		},
 	},
 	{
 		name: "arpc-go-json", about: "this project, a struct as JSON (its default codec)", module: arpcGoModule, baseline: "arpc-json",
@@ -107,6 +116,19 @@ func (c arpcGoClient) newAsync(route string, done func([]byte, error)) func([]by
 	return func(req []byte) error {
 		return c.CallAsync(route, req, answered, callTimeout)
 	}
+}
+
+// arpcGoMeta sends what a tracer would: a trace context and a tenant.
+type arpcGoMeta struct {
+	arpcGoClient
+}
+
+var metadataContext = arpc.WithMetadata(context.Background(), arpc.Metadata{
+	"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tenant": "acme",
+})
+
+func (c arpcGoMeta) call(route string, req []byte, rsp *[]byte) error {
+	return c.CallWith(metadataContext, route, req, rsp)
 }
 
 type arpcGoNotes struct {
