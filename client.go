@@ -888,7 +888,7 @@ func (s *sending) send() error {
 				flag, ext = flag|flagMetadata, ext+2+len(s.meta)
 			}
 		}
-		if n := len(s.method) + ext + len(raw) + len(text); n > minStreamWindow && l.feat.Load() != 0 && s.message == nil && len(coders) == 0 {
+		if n := len(s.method) + ext + len(raw) + len(text); n > checkedBody && l.feat.Load() != 0 && s.message == nil && len(coders) == 0 {
 			switch limit := int(l.peer.Value().maxBody); {
 			case n <= limit:
 			case n-ext <= limit && len(s.meta) == 0: // the peer takes it without the deadline

@@ -32,6 +32,10 @@ const (
 	protocolVersion = 2
 	maxHello        = 4 << 10
 	minStreamWindow = 4 << 10 // bytes; a smaller window is malformed
+
+	// checkedBody is the number of bytes from which a body is compared with the peer's limit; who takes less is told by the
+	// end of the connection.
+	checkedBody = 256
 )
 
 // hello is what an end says about itself.
@@ -90,7 +94,7 @@ func parseHello(b []byte) (hello, error) {
 	word := func(i int) uint32 { return binary.LittleEndian.Uint32(b[8+4*i:]) }
 	h.features = features(word(0))
 	h.maxBody, h.metadata, h.window, h.connWindow, h.streams = word(1), word(2), word(3), word(4), word(5)
-	if h.maxBody < minStreamWindow {
+	if h.maxBody == 0 {
 		return h, helloError("longest body of %d bytes", h.maxBody)
 	}
 	if h.features&featStreams != 0 && (h.window < minStreamWindow || h.connWindow < h.window || h.connWindow > math.MaxInt32) {
@@ -157,8 +161,15 @@ func (l *link) ping(frame []byte) error {
 		return err
 	}
 	h.features &= ourFeatures
-	l.learn(h)
-	l.pong(helloFrame(CmdPong, l.ourHello(h.features)))
+	f := helloFrame(CmdPong, l.ourHello(h.features))
+	l.cn.Lock()
+	if l.cn.CanSend() != nil {
+		l.cn.Unlock()
+		return nil
+	}
+	copy(l.cn.ReserveAnswer(len(f)), f) // before anybody can send what only version 2 knows
+	l.learnLocked(h)
+	l.cn.Commit(core.Now, false)
 	return nil
 }
 
@@ -181,17 +192,17 @@ func (l *link) ponged(frame []byte) error {
 		if err != nil {
 			return err
 		}
-		l.learn(h)
+		l.cn.Lock()
+		l.learnLocked(h)
+		l.cn.Unlock()
 	}
 	close(x.greeted)
 	return nil
 }
 
-// learn makes the connection one of version 2.
-func (l *link) learn(h hello) {
-	l.cn.Lock()
+// learnLocked makes the connection one of version 2.
+func (l *link) learnLocked(h hello) {
 	l.peer = unique.Make(h)
-	l.cn.Unlock()
 	l.feat.Store(uint32(h.features))
 }
 

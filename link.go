@@ -336,7 +336,7 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 	if x := l.x.Load(); x != nil {
 		x.canceled.remove(c.msg.Seq())
 	}
-	if n > minStreamWindow && l.feat.Load() != 0 && n-HeadLen > int(l.peer.Value().maxBody) {
+	if n > checkedBody && l.feat.Load() != 0 && n-HeadLen > int(l.peer.Value().maxBody) {
 		l.cn.Unlock()
 		return errTooLarge
 	}

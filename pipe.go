@@ -11,8 +11,8 @@ import (
 //	go server.Serve(listener)
 //	client, err := arpc.NewClient(dial)
 //
-// Everything works as over a network but for the addresses, without sockets, and also in a bubble of testing/synctest. The
-// dialer fails once the listener is closed; before that it waits until the connection is accepted.
+// Everything works as over a network but for the addresses, without sockets. A bubble of testing/synctest is not for it, as
+// goroutines and buffers are shared with other connections of the process. The dialer fails once the listener is closed; before that it waits until the connection is accepted.
 func Pipe() (net.Listener, func() (net.Conn, error)) {
 	p := &memoryListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 	return p, p.dial

@@ -646,8 +646,11 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 		size = len(raw)
 	} else {
 		l.cn.Lock()
-		size = min(size, int(l.peer.Value().window)/4, max(int(l.peer.Value().maxBody)-MaxMethodLen-maxExtension, minStreamWindow/4))
+		size = min(size, int(l.peer.Value().window)/4, int(l.peer.Value().maxBody)-len(s.method)-maxExtension-max(len(s.open), len(s.meta)))
 		l.cn.Unlock()
+		if size <= 0 {
+			return errTooLarge
+		}
 	}
 	for begun := false; ; begun = true {
 		n := min(len(raw), size)
@@ -667,8 +670,8 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 	}
 }
 
-// maxExtension is the longest there is between method and payload.
-const maxExtension = 4 + 2 + 65535
+// maxExtension is the longest there is between method and payload beside the metadata.
+const maxExtension = 4 + 2
 
 // room waits until n bytes may be sent. It returns nil with the connection locked.
 func (s *Stream) room(ctx context.Context, n int, v2, try bool) error {
