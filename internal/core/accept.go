@@ -96,6 +96,7 @@ func outOfFiles(err error) bool {
 
 // accepted makes an accepted connection one of the group's, or resets it.
 func (g *Group) accepted(nc net.Conn) {
+	nc, stage := unwrap(nc)
 	var ip string
 	if g.cfg.MaxConnsPerIP < 1<<30 {
 		if host, _, err := net.SplitHostPort(nc.RemoteAddr().String()); err == nil {
@@ -106,7 +107,7 @@ func (g *Group) accepted(nc net.Conn) {
 		g.refuse(nc, errLimit)
 		return
 	}
-	c := &Conn{group: g}
+	c := &Conn{group: g, stage: stage}
 	tc, isTCP := nc.(*net.TCPConn)
 	wrap := g.wrapReader(nc)
 	var p *polls

@@ -86,6 +86,7 @@ type Conn struct {
 	need  uint32 // the reader's: length of the incomplete frame, once known
 	group *Group
 	sock  socket
+	stage *stage // nil for frames that are not wrapped
 	id    uint64
 
 	prev, next *Conn // the group's table, under Group.mu
@@ -250,6 +251,11 @@ func (c *Conn) Close(err error) {
 		}()
 		c.Close(err)
 		return
+	}
+	if c.stage != nil && c.CanSend() == nil {
+		if raw := c.stage.Goodbye(err); raw != nil {
+			c.rawLocked(raw)
+		}
 	}
 	c.flags |= flagNoSend | flagDiscard
 	c.noRunLocked()
@@ -425,7 +431,7 @@ func (c *Conn) readerGone(err error) {
 
 // shutLocked shuts the writing side down once everything is out.
 func (c *Conn) shutLocked() {
-	if c.has(flagShut) || c.has(flagReaderGone) {
+	if c.has(flagShut) || c.has(flagReaderGone) || c.stage != nil { // a stage has said goodbye
 		return
 	}
 	c.flags |= flagShut

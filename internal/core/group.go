@@ -120,7 +120,8 @@ func (g *Group) snapshot() []*Conn {
 // Adopt makes nc a connection of the group, served by the std adapter, and calls App.Open before it returns. nc belongs to
 // the group, also after an error.
 func (g *Group) Adopt(nc net.Conn) (*Conn, error) {
-	c := &Conn{group: g}
+	nc, stage := unwrap(nc)
+	c := &Conn{group: g, stage: stage}
 	c.sock = newStdSocket(c, nc, g.wrapReader(nc))
 	if err := g.insert(c, true, ""); err != nil {
 		nc.Close() //nolint:errcheck // it was never used

@@ -11,6 +11,7 @@ import (
 
 const (
 	firstChunk = 4 << 10
+	minChunk   = 512 // with a stage, where a chunk may be one frame
 	maxChunk   = 64 << 10
 	// maxRounds is how often a flusher writes for others before it hands the token to a goroutine of its own.
 	maxRounds = 8
@@ -48,6 +49,25 @@ func (c *Conn) Pending() int { return c.pending }
 // Reserve appends one message of n bytes to the output and returns its bytes to be filled in before Commit. The caller
 // holds Lock, has asked CanSend, and commits before unlocking.
 func (c *Conn) Reserve(n int) []byte {
+	if c.stage != nil {
+		return c.reserveWrapped(n)
+	}
+	return c.reserve(n)
+}
+
+// reserveWrapped leaves room for the wrapping before the first frame of a chunk, or before each.
+func (c *Conn) reserveWrapped(n int) []byte {
+	if c.out != nil && (c.stage.Single() || len(c.out.B)+n > maxChunk) {
+		c.closeChunkLocked()
+	}
+	if c.out == nil {
+		c.out = buf.Get(max(n+c.stage.Room(), minChunk))
+		c.out.B = c.out.B[:c.stage.Room()]
+	}
+	return c.reserve(n)
+}
+
+func (c *Conn) reserve(n int) []byte {
 	b := c.out
 	if b == nil {
 		b = buf.Get(max(n, firstChunk))
@@ -84,7 +104,7 @@ func (c *Conn) ReserveAnswer(n int) []byte {
 // AppendShared appends one message that other connections may send too; it must never change again. The caller holds
 // Lock, has asked CanSend, and commits before unlocking.
 func (c *Conn) AppendShared(p []byte) {
-	if len(p) < shareAbove {
+	if len(p) < shareAbove || c.stage != nil {
 		copy(c.Reserve(len(p)), p)
 		return
 	}
@@ -107,8 +127,12 @@ func (c *Conn) acceptLocked(n int) {
 
 // closeChunkLocked queues what is being appended to. In the queue a Buf's Off says how much of it is sent.
 func (c *Conn) closeChunkLocked() {
-	if c.out != nil {
-		c.queueLocked(c.out)
+	if b := c.out; b != nil {
+		if c.stage != nil {
+			b.Off = c.stage.Wrap(b.B)
+			c.pending += c.stage.Room() - b.Off
+		}
+		c.queueLocked(b)
 		c.out = nil
 	}
 }

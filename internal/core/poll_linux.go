@@ -122,6 +122,13 @@ func (p *pollStart) RunTask() {
 		return
 	}
 	s.state |= pollReading
+	if reader, err := s.c.begin(); !reader {
+		s.state &^= pollReading
+		return
+	} else if err != nil {
+		s.fail(err)
+		return
+	}
 	s.read()
 }
 
@@ -170,8 +177,13 @@ func (s *pollSocket) read() {
 		if n > 0 {
 			b.B = b.B[:have+n]
 			c.didRead(n, room)
-			if !c.turn(b) {
+			reader, err := c.taken(b, have)
+			if !reader {
 				s.state &^= pollReading
+				return
+			}
+			if err != nil {
+				s.fail(err)
 				return
 			}
 			if s.busy() && s.promote() {

@@ -56,11 +56,21 @@ func (s *stdSocket) inline() bool { return true }
 // RunTask is the reader.
 func (s *stdSocket) RunTask() {
 	c := s.c
+	if reader, err := c.begin(); !reader {
+		return
+	} else if err != nil {
+		c.readerGone(err)
+		return
+	}
 	for {
 		b, n, err := s.next()
 		if n > 0 {
-			if !c.turn(b) {
+			reader, end := c.taken(b, len(b.B)-n)
+			if !reader {
 				return
+			}
+			if end != nil {
+				err = end
 			}
 		} else if b != nil {
 			if len(b.B) == 0 {
