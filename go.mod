@@ -3,6 +3,8 @@ module github.com/arpc-go/arpc
 go 1.26.0
 
 require (
+	github.com/gobwas/httphead v0.1.0
+	github.com/gobwas/ws v1.5.0
 	github.com/json-iterator/go v1.1.12
 	github.com/lesismal/nbio v1.6.12
 	golang.org/x/sys v0.49.0

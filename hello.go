@@ -204,6 +204,7 @@ func (l *link) ponged(frame []byte) error {
 func (l *link) learnLocked(h hello) {
 	l.peer = unique.Make(h)
 	l.feat.Store(uint32(h.features))
+	l.cn.Together()
 }
 
 func (l *link) greetedBefore() bool {

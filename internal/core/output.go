@@ -129,8 +129,10 @@ func (c *Conn) acceptLocked(n int) {
 func (c *Conn) closeChunkLocked() {
 	if b := c.out; b != nil {
 		if c.stage != nil {
-			b.Off = c.stage.Wrap(b.B)
-			c.pending += c.stage.Room() - b.Off
+			payload := len(b.B) - c.stage.Room()
+			start, end := c.stage.Wrap(b.B)
+			b.B, b.Off = b.B[:end], start
+			c.pending += end - start - payload
 		}
 		c.queueLocked(b)
 		c.out = nil

@@ -14,12 +14,13 @@ type Stage interface {
 	// other memory that is valid until the next call. What the other end is to be told at once goes to reply, raw. io.EOF
 	// says that the peer has ended the connection in order; another error closes it. After an error it returns nothing.
 	Decode(p []byte, reply func(raw []byte)) ([]byte, error)
-	// Single reports whether each frame is to be wrapped on its own.
+	// Single reports whether each frame is to be wrapped on its own, and SetSingle changes that.
 	Single() bool
+	SetSingle(bool)
 	// Room is the number of bytes that wrapping puts before its contents at most.
 	Room() int
-	// Wrap wraps p[Room():] in place and returns where the result begins.
-	Wrap(p []byte) (start int)
+	// Wrap wraps p[Room():] in place and returns where the result begins and ends.
+	Wrap(p []byte) (start, end int)
 	// Goodbye returns what is sent last, raw; nil if that was sent already.
 	Goodbye(err error) []byte
 }
@@ -96,6 +97,14 @@ func (c *Conn) taken(b *buf.Buf, have int) (bool, error) {
 		err = nil // what follows is read, and dropped, until the peer has closed
 	}
 	return reader, err
+}
+
+// Together lets the stage of a connection, if it has one, wrap several frames at once. The caller holds Lock.
+func (c *Conn) Together() {
+	if c.stage != nil && c.stage.Single() {
+		c.closeChunkLocked()
+		c.stage.SetSingle(false)
+	}
 }
 
 // reply sends raw bytes of the stage's.
