@@ -95,6 +95,9 @@ func NewClient(dialer func() (net.Conn, error), opts ...ClientOption) (*Client, 
 		Codec: codec.DefaultCodec, Handler: cfg.handler,
 		dial: &dialing{dialer: dialer, config: cfg},
 	}
+	if cfg.codec != nil {
+		c.Codec = cfg.codec
+	}
 	c.Conn = (*connView)(c)
 	d := c.dial
 	d.rpc.open, d.rpc.down, d.rpc.close = c.opened, c.lost, c.closed

@@ -21,12 +21,14 @@ type clientConfig struct {
 
 	credentials credentials
 	version     int
+	codec       Codec
 }
 
 type serverConfig struct {
 	handler  Handler
 	limits   Limits
 	stdConns int
+	codec    Codec
 }
 
 func (m *Mux) applyToClient(c *clientConfig) { c.handler = m }
@@ -159,6 +161,20 @@ func (waitForReady) applyToClient(c *clientConfig) { c.waitReady = true }
 // WaitForReady makes calls and notifications that find the client without a connection wait for one, within their
 // timeout, instead of failing with ErrClientReconnecting at once.
 func WaitForReady() ClientOption { return waitForReady{} }
+
+// An Option is one of clients and of servers.
+type Option interface {
+	ClientOption
+	ServerOption
+}
+
+type withCodec struct{ Codec }
+
+func (c withCodec) applyToClient(cfg *clientConfig) { cfg.codec = c.Codec }
+func (c withCodec) applyToServer(cfg *serverConfig) { cfg.codec = c.Codec }
+
+// WithCodec sets the Codec from the first message on; the default is codec.DefaultCodec. A nil c is ignored.
+func WithCodec(c Codec) Option { return withCodec{c} }
 
 type protocol int
 

@@ -43,6 +43,9 @@ func NewServer(opts ...ServerOption) *Server {
 			o.applyToServer(&s.config)
 		}
 	}
+	if s.config.codec != nil {
+		s.Codec = s.config.codec
+	}
 	s.Handler = s.config.handler
 	if s.Handler == nil {
 		s.Handler = DefaultHandler.Clone()

@@ -40,7 +40,7 @@ func buildAndRun(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(programs)
-	for _, name := range []string{"quickstart", "echo/server", "echo/client", "broadcast/server", "broadcast/client"} {
+	for _, name := range []string{"quickstart", "echo/server", "echo/client", "broadcast/server", "broadcast/client", "protobuf"} {
 		out, err := exec.Command("go", "build", "-o", program(name), "./"+name).CombinedOutput()
 		if err != nil {
 			return 1, fmt.Errorf("building %s: %w\n%s", name, err, out)
@@ -138,6 +138,14 @@ func needSignals(t *testing.T) {
 func TestQuickstart(t *testing.T) {
 	p := start(t, "quickstart")
 	for _, want := range []string{"client calls", "client calls async", "client notifies", "server calls", "server notifies", "client gets error", "10000 calls"} {
+		p.line(want)
+	}
+	p.end()
+}
+
+func TestProtobuf(t *testing.T) {
+	p := start(t, "protobuf")
+	for _, want := range []string{"client calls Join", "client calls Talk", "server calls Deliver", "client gets error"} {
 		p.line(want)
 	}
 	p.end()
