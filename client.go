@@ -217,8 +217,8 @@ func (c *Client) opened(cn *core.Conn) *link {
 	if d.group != cn.Group() {
 		return l // of an earlier epoch; it is being closed
 	}
-	c.link.Store(l)
 	if d.config.version < protocolVersion && d.config.credentials == nil {
+		c.link.Store(l)
 		d.settled = l
 		c.readyLocked()
 		return l
@@ -229,6 +229,7 @@ func (c *Client) opened(cn *core.Conn) *link {
 	}
 	l.gate |= gateGreeting
 	l.x.Store(x)
+	c.link.Store(l) // with its gate shut
 	return l
 }
 
@@ -321,7 +322,26 @@ func (c *Client) reconnect(g *core.Group, stop chan struct{}) {
 			}
 			c.stopTimers()
 			c.Handler.forget(c)
+			d.drained(g)
 			g.Stop(context.Background(), ErrClientStopped) //nolint:errcheck // there is no connection
+			return
+		}
+	}
+}
+
+// drained waits until the connections of a client that has given up are over: one that drains still answers what it was
+// asked. Stop and Restart end it.
+func (d *dialing) drained(g *core.Group) {
+	d.mu.Lock()
+	epoch := d.epoch
+	d.mu.Unlock()
+	ticker := time.NewTicker(drainTick)
+	defer ticker.Stop()
+	for range ticker.C {
+		d.mu.Lock()
+		cut := d.epoch != epoch
+		d.mu.Unlock()
+		if cut || g.Len() == 0 {
 			return
 		}
 	}

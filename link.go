@@ -809,6 +809,7 @@ func (r *rpc) Down(cn *core.Conn, err error) {
 	if x != nil {
 		if x.farewell != nil {
 			err = x.farewell
+			cn.Because(err)
 		}
 		for _, c := range x.asked {
 			for ; c != nil; c = c.rare.Load().nextAsked {

@@ -222,6 +222,9 @@ func (c *Conn) Unlock() { c.mu.Unlock() }
 // Err returns why the connection went down, nil while it has not. The caller holds Lock.
 func (c *Conn) Err() error { return c.look().err }
 
+// Because replaces what Err returns after the connection has gone down. The caller holds Lock.
+func (c *Conn) Because(err error) { c.extra().err = err }
+
 // Close ends the connection: App.Down is called with err, output accepted so far is sent, the writing side is shut down,
 // input is discarded until the peer closes too, and App.Close follows. It does not wait. A nil err is ErrClosed.
 func (c *Conn) Close(err error) {
