@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
+
+	"github.com/arpc-go/arpc/log"
 )
 
 // authMethod is the method by which the dialling end says who it is. The payload is the credentials, raw; the answer is
@@ -45,8 +48,16 @@ func (m *Mux) HandleAuth(f func(ctx *Context, credentials []byte) (principal any
 
 func authHandler(f func(*Context, []byte) (any, error)) HandlerFunc {
 	return func(c *Context) {
-		principal, err := f(c, append([]byte(nil), c.Body()...))
 		l := c.link
+		principal, err := func() (_ any, err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					log.Error("%s panic while authenticating: %v\n%s", l.client.Handler.LogTag(), p, debug.Stack())
+					err = errPanicked
+				}
+			}()
+			return f(c, append([]byte(nil), c.Body()...))
+		}()
 		if err != nil {
 			c.answer(nil, err) //nolint:errcheck // the connection's end says more
 			if !l.locked() {
@@ -56,13 +67,13 @@ func authHandler(f func(*Context, []byte) (any, error)) HandlerFunc {
 		}
 		l.cn.Lock()
 		x := l.extraLocked()
+		x.mu.Lock()
+		x.principal = principal // before anybody is let in
+		x.mu.Unlock()
 		first := l.gate&gateLocked != 0
 		l.gate &^= gateLocked
 		x.stopLock()
 		l.cn.Unlock()
-		x.mu.Lock()
-		x.principal = principal
-		x.mu.Unlock()
 		if h := l.client.Handler.load().connected; first && h != nil {
 			l.client.safely("connected hook", func() { h(l.client) })
 		}

@@ -55,6 +55,9 @@ func (s *canceledSet) has(l *link, frame []byte) bool {
 
 var errCanceledEarly = &Error{Code: CodeCanceled, Message: "cancelled by the caller before it ran"}
 
+// errStopped is the answer for a handler that stopped without one because its caller cancelled.
+var errStopped = &Error{Code: CodeCanceled, Message: "the handler has stopped"}
+
 // maxCause is the number of bytes of a cause that travel.
 const maxCause = 1 << 10
 
@@ -85,7 +88,7 @@ func (l *link) cancelFrame(frame []byte) error {
 	c := x.asked[seq]
 	var all []*Context
 	for ; c != nil; c = c.rare.Load().nextAsked {
-		if c.msg.Cmd() == CmdRequest {
+		if c.rare.Load().request {
 			all = append(all, c)
 		}
 	}

@@ -45,6 +45,8 @@ type Context struct {
 type contextRare struct {
 	wait      atomic.Pointer[contextWait] // nil until somebody asks when to stop
 	nextAsked *Context                    // with the same sequence number; guarded by the connection's lock
+	seq       uint64                      // of the message; so is this
+	request   bool                        // and this: the message is a request
 	stream    *Stream
 
 	mu  sync.Mutex
@@ -94,10 +96,11 @@ func (c *Context) waits() *contextWait {
 		}
 		x.wait.Store(w)
 		lx, seq := l.extraLocked(), c.msg.Seq()
+		x.seq, x.request = seq, c.msg.Cmd() == CmdRequest
 		switch {
 		case l.gate&gateDown != 0:
 			cause = lostError(&Error{Code: CodeUnavailable, Message: "connection lost"}, l.cn.Err())
-		case lx.canceled.m[seq] != nil && c.msg.Cmd() == CmdRequest:
+		case lx.canceled.m[seq] != nil && x.request:
 			cause = lx.canceled.m[seq]
 		default:
 			if lx.asked == nil {
@@ -122,8 +125,9 @@ func (c *Context) end() {
 	if x == nil || x.wait.Load() == nil {
 		return
 	}
-	l, seq := c.link, c.msg.Seq()
+	l := c.link
 	l.cn.Lock()
+	seq := x.seq
 	if lx := l.x.Load(); lx != nil {
 		if first := lx.asked[seq]; first == c {
 			if x.nextAsked == nil {
@@ -228,11 +232,29 @@ func (c *Context) returned() {
 		fault = errPanicked
 	}
 	if c.state.Load()&(stateAnswered|stateLater) == 0 && c.msg.Cmd() == CmdRequest {
+		if fault == errNoAnswer {
+			fault = c.gaveUp()
+		}
 		c.answer(nil, fault) //nolint:errcheck // there is nobody to tell
 	}
 	if s := c.state.Load(); s&stateLater == 0 || s&stateAnswered != 0 || c.msg.Cmd() != CmdRequest {
 		c.end()
 	}
+}
+
+// gaveUp is the answer for a handler that gives none: it may have stopped because it was to.
+func (c *Context) gaveUp() *Error {
+	if x := c.rare.Load(); x != nil {
+		if w := x.wait.Load(); w != nil {
+			switch w.Err() {
+			case context.DeadlineExceeded:
+				return ErrTimeout
+			case context.Canceled:
+				return errStopped
+			}
+		}
+	}
+	return errNoAnswer
 }
 
 // Next runs the rest of the chain and returns when that has returned. Middleware need not call it.

@@ -118,7 +118,7 @@ func CodeOf(err error) Code {
 	var e *Error
 	var code Code
 	switch {
-	case errors.As(err, &e):
+	case errors.As(err, &e) && e.Code > 0:
 		return e.Code
 	case errors.As(err, &code) && code > 0 && int(code) < len(codeNames):
 		return code
@@ -208,6 +208,9 @@ const (
 // detail that cannot be encoded is left out.
 func appendError(b []byte, err error, c codec.Codec) []byte {
 	code, text := CodeOf(err), err.Error()
+	if code > 255 {
+		code = CodeUnknown
+	}
 	if len(text) > maxErrorText {
 		text = text[:maxErrorText]
 	}

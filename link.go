@@ -306,6 +306,11 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 			ext = 2 + len(md)
 		}
 	}
+	if x := l.x.Load(); x != nil && x.canceled.n.Load() > 0 {
+		l.cn.Lock()
+		x.canceled.remove(c.msg.Seq())
+		l.cn.Unlock()
+	}
 	if coders := c.Client.Handler.load().coders; len(coders) > 0 {
 		payload, err := codec.AppendValue(make([]byte, ext), c.Client.Codec, v)
 		if err != nil {
@@ -332,9 +337,6 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 	if err := l.cn.CanSend(); err != nil {
 		l.cn.Unlock()
 		return lostError(l.client.lostKind(), err)
-	}
-	if x := l.x.Load(); x != nil {
-		x.canceled.remove(c.msg.Seq())
 	}
 	if n > checkedBody && l.feat.Load() != 0 && n-HeadLen > int(l.peer.Value().maxBody) {
 		l.cn.Unlock()
@@ -466,7 +468,9 @@ func (r *rpc) Batch(cn *core.Conn, in *core.Input) error {
 	b := batch{l: cn.User.(*link), in: in}
 	b.state = b.l.client.Handler.load()
 	b.draining = r.draining.Load()
-	b.locked = b.state.auth != nil && b.l.locked()
+	if x := b.l.x.Load(); x != nil && x.lockTimer != nil {
+		b.locked = b.l.locked()
+	}
 	defer b.finish() // also after a panic of a coder or hook: what was answered before it has its end
 	return b.run()
 }
@@ -847,7 +851,7 @@ func (r *rpc) Close(cn *core.Conn, err error) {
 	r.close(l, err)
 }
 
-// pong answers a ping.
+// pong answers a ping, or sends one, past the gate.
 func (l *link) pong(frame []byte) {
 	l.cn.Lock()
 	if l.cn.CanSend() != nil {
@@ -864,7 +868,7 @@ func (r *rpc) config(limits Limits, h Handler) core.Config {
 	cfg.Opened = r.Opened
 	cfg.Split = frame.Length{Header: HeadLen, Max: h.MaxBodyLen}
 	cfg.Logf = h.logf
-	cfg.Probe = func(cn *core.Conn) { cn.User.(*link).client.Ping() }
+	cfg.Probe = func(cn *core.Conn) { cn.User.(*link).pong(pingFrame) }
 	cfg.Messages = h.SendQueueSize()
 	cfg.Farewell = func(cn *core.Conn, err error) { cn.User.(*link).goAway(err, true) }
 	return cfg

@@ -77,14 +77,28 @@ func (c caller) Notify(method string, data any) error {
 	return c.c.Notify(method, data, script.Timeout)
 }
 
+func (c caller) NewStream(method string) script.Stream { return stream{c.c.NewStream(method)} }
+
+type stream struct{ s *arpc.Stream }
+
+func (s stream) Send(v any) error         { return s.s.Send(v) }
+func (s stream) SendAndClose(v any) error { return s.s.SendAndClose(v) }
+func (s stream) Recv(v any) error         { return s.s.Recv(v) }
+func (s stream) CloseSend() error         { return s.s.CloseSend() }
+
 type handling struct{ *arpc.Context }
 
 func (c handling) Peer() script.Caller { return caller{c.Client} }
 
 func routes(h arpc.Handler, broadcast func(string, any)) {
-	script.Routes(func(method string, async bool, f func(script.Context)) {
+	handle := func(method string, async bool, f func(script.Context)) {
 		h.Handle(method, func(ctx *arpc.Context) { f(handling{ctx}) }, async)
-	}, broadcast)
+	}
+	script.Routes(handle, broadcast)
+	script.StreamBack(handle)
+	script.StreamRoutes(func(method string, f func(script.Stream)) {
+		h.HandleStream(method, func(s *arpc.Stream) { f(stream{s}) })
+	})
 }
 
 type transform struct{}
@@ -153,14 +167,15 @@ func runPeer(t *testing.T, args ...string) {
 	}
 }
 
-func dial(t *testing.T, addr string, coder bool) *arpc.Client {
+func dial(t *testing.T, addr string, coder bool, opts ...arpc.ClientOption) *arpc.Client {
 	t.Helper()
 	h := arpc.NewHandler()
 	routes(h, nil)
 	if coder {
 		h.UseCoder(transform{})
 	}
-	client, err := arpc.NewClient(func() (net.Conn, error) { return net.Dial("tcp", addr) }, h)
+	opts = append([]arpc.ClientOption{h}, opts...)
+	client, err := arpc.NewClient(func() (net.Conn, error) { return net.Dial("tcp", addr) }, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}

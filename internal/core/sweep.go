@@ -79,7 +79,11 @@ func (g *Group) sweep(now uint32) {
 	for _, c := range g.snapshot() {
 		if err, probe := c.overdue(now); err != nil {
 			g.logLimited(err.Error(), "connection %d from %v closed: %v", c.id, c.RemoteAddr(), err)
-			c.Abort(err)
+			if err == ErrStalled {
+				c.Abort(err)
+			} else {
+				c.Close(err) // what is said in the end may well arrive
+			}
 		} else if probe && g.cfg.Probe != nil {
 			work.Go(prober{c})
 		}

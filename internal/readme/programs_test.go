@@ -2,9 +2,11 @@ package readme
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"go/format"
 	"net"
 	"os"
 	"os/exec"
@@ -15,17 +17,32 @@ import (
 	"time"
 )
 
-// TestProgramsOfREADME builds the two programs that README.md prints, runs one against the other, and expects what the comment
-// in the second promises. Only the port is changed.
+// maxLines is how long a program of the README may be.
+const maxLines = 15
+
+// TestProgramsOfREADME builds the two programs that README.md prints, each with the file before them that both share, runs one
+// against the other, and expects what the comment in the second promises. Only the port is changed.
 func TestProgramsOfREADME(t *testing.T) {
 	text, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	programs := regexp.MustCompile("(?s)```go\n(package main.*?)```").FindAllSubmatch(text, -1)
-	if len(programs) != 2 {
-		t.Fatalf("README.md has %d programs, not a server and a client", len(programs))
+	if n := strings.Count(string(text), "\n"); n > 250 {
+		t.Errorf("README.md has %d lines", n)
 	}
+	files := regexp.MustCompile("(?s)```go\n(package main.*?)```").FindAllSubmatch(text, -1)
+	if len(files) != 3 {
+		t.Fatalf("README.md has %d files of Go, not what both ends share, a server and a client", len(files))
+	}
+	for i, f := range files {
+		if n := strings.Count(string(f[1]), "\n"); n > maxLines {
+			t.Errorf("file %d of README.md has %d lines", i, n)
+		}
+		if formatted, err := format.Source(f[1]); err != nil || !bytes.Equal(formatted, f[1]) {
+			t.Errorf("file %d of README.md is not formatted: %v", i, err)
+		}
+	}
+	shared, programs := files[0][1], files[1:]
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -41,6 +58,10 @@ func TestProgramsOfREADME(t *testing.T) {
 			t.Fatal(err)
 		}
 		overlay["Replace"][filepath.Join(here, fmt.Sprintf("program%d", i), "main.go")] = file
+		overlay["Replace"][filepath.Join(here, fmt.Sprintf("program%d", i), "methods.go")] = filepath.Join(dir, "methods.go")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "methods.go"), shared, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	js, err := json.Marshal(overlay)
 	if err != nil {
@@ -82,7 +103,7 @@ func TestProgramsOfREADME(t *testing.T) {
 		t.Fatalf("the client: %v\n%s", err, out)
 	}
 	line, _, _ := bufio.NewReader(strings.NewReader(string(out))).ReadLine()
-	if string(line) != "hello Bob <nil>" {
+	if string(line) != "&{hello Bob} <nil>" {
 		t.Fatalf("the client printed %q", line)
 	}
 }

@@ -3,6 +3,8 @@
 //
 //	peer serve [-coder]               serve on a free port until standard input ends
 //	peer client -addr A [-coder]      make all checks against a server
+//	peer stream -addr A -check I [-back]
+//	                                  make the stream check of that index, or have the server make it
 //	peer storm -addr A -conns C -callers K -calls N
 //	                                  compare C*K*N answers of a server
 //
@@ -33,6 +35,8 @@ func main() {
 	coder := flags.Bool("coder", false, "use a message coder")
 	conns := flags.Int("conns", 8, "connections")
 	callers := flags.Int("callers", 100, "goroutines of a connection that call")
+	index := flags.Int("check", 0, "index of the stream check")
+	back := flags.Bool("back", false, "let the server make the check")
 	calls := flags.Int("calls", 250, "calls of each")
 	flags.Parse(os.Args[2:])
 	var err error
@@ -41,6 +45,8 @@ func main() {
 		err = serve(*coder)
 	case "client":
 		err = check(*addr, *coder)
+	case "stream":
+		err = checkStream(*addr, *index, *back)
 	case "storm":
 		err = storm(*addr, *conns, *callers, *calls)
 	default:
@@ -77,14 +83,28 @@ func (c caller) Notify(method string, data any) error {
 	return c.c.Notify(method, data, script.Timeout)
 }
 
+func (c caller) NewStream(method string) script.Stream { return stream{c.c.NewStream(method)} }
+
+type stream struct{ s *arpc.Stream }
+
+func (s stream) Send(v any) error         { return s.s.Send(v) }
+func (s stream) SendAndClose(v any) error { return s.s.SendAndClose(v) }
+func (s stream) Recv(v any) error         { return s.s.Recv(v) }
+func (s stream) CloseSend() error         { s.s.CloseSend(); return nil }
+
 type context struct{ *arpc.Context }
 
 func (c context) Peer() script.Caller { return caller{c.Client} }
 
 func routes(h arpc.Handler, broadcast func(string, any)) {
-	script.Routes(func(method string, async bool, f func(script.Context)) {
+	handle := func(method string, async bool, f func(script.Context)) {
 		h.Handle(method, func(ctx *arpc.Context) { f(context{ctx}) }, async)
-	}, broadcast)
+	}
+	script.Routes(handle, broadcast)
+	script.StreamBack(handle)
+	script.StreamRoutes(func(method string, f func(script.Stream)) {
+		h.HandleStream(method, func(s *arpc.Stream) { f(stream{s}) }, true)
+	})
 }
 
 type transform struct{}
@@ -149,6 +169,17 @@ func check(addr string, coder bool) error {
 		return err
 	}
 	return watched.CheckPing(pinger.Ping)
+}
+
+func checkStream(addr string, i int, back bool) error {
+	client, err := dial(addr, false)
+	if err != nil {
+		return err
+	}
+	if back {
+		return script.CheckBack(caller{client}, i)
+	}
+	return script.CheckStream(caller{client}, script.StreamChecks[i].Check)
 }
 
 func storm(addr string, conns, callers, calls int) error {

@@ -25,6 +25,7 @@ type Caller interface {
 	// gives the error.
 	CallAsync(method string, req any, done func(bind func(v any) error)) error
 	Notify(method string, data any) error
+	NewStream(method string) Stream
 }
 
 // Context is what a handler gets.
