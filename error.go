@@ -292,6 +292,9 @@ func contextError(ctx context.Context) error {
 	}
 	if cause != nil && cause != err {
 		e.causes = append(e.causes, cause)
+		if e.Code == CodeCanceled {
+			e.Message += ": " + cause.Error()
+		}
 	}
 	return e
 }

@@ -29,6 +29,7 @@ type Stream struct {
 	id     uint64
 	method string
 	local  bool // this side opened it
+	v2     bool // by the rules of version 2; those of a stream that begins before HELLO are of version 1 to its end
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	stop   context.CancelFunc // of the deadline, may be nil
@@ -131,7 +132,7 @@ func (l *link) newStream(method string, id uint64, local bool, deadline int64) *
 		recvWake: make(chan struct{}, 1), sendWake: make(chan struct{}, 1),
 		window: l.rpc.window,
 	}
-	if l.has(featStreams) {
+	if s.v2 = l.has(featStreams); s.v2 {
 		s.credit = int(l.peer.Value().window)
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
@@ -362,7 +363,7 @@ func (s *Stream) CloseRecv() error {
 		s.recvErr = io.EOF
 	}
 	n := s.dropLocked()
-	s.wakeLocked()
+	s.wake()
 	l.gaveBackLocked(s, n) // unlocks
 	return nil
 }
@@ -383,22 +384,22 @@ func (s *Stream) Reset(err error) {
 		return
 	}
 	tell := s.opened || !s.local
-	if s.sendErr != nil && !l.has(featStreams) {
+	if s.sendErr != nil && !s.v2 {
 		tell = false // version 1: it has sent its last frame
 	}
 	s.recvErr, s.sendErr = err, err
 	n := s.dropLocked()
-	if l.has(featStreams) || s.local && !s.opened || s.recvEnd {
+	if s.v2 || s.local && !s.opened || s.recvEnd {
 		s.removeLocked()
 	} else {
 		s.discard = true // version 1: its frames are recognised until the last
 	}
-	s.wakeLocked()
 	l.gaveBackLocked(nil, n) // unlocks
 	s.finish(err)
+	s.wake()
 	switch {
 	case !tell:
-	case l.has(featStreams):
+	case s.v2:
 		l.control(cmdReset|s.ownBit(), flagError|flagCoded, s.id, appendError(nil, err, l.client.Codec), core.Now) //nolint:errcheck // it is gone
 	default:
 		l.send(newMessage(CmdStream|s.ownBit()|streamEOF, 0, s.id, s.method, nil, nil), core.Now) //nolint:errcheck // it is gone
@@ -431,9 +432,9 @@ func (s *Stream) lost(err error) {
 		s.sendErr = err
 	}
 	s.removeLocked()
-	s.wakeLocked()
 	s.link.cn.Unlock()
-	s.finish(err)
+	s.finish(err) // before anybody finds out
+	s.wake()
 }
 
 // removeLocked takes the stream out of the table.
@@ -458,7 +459,7 @@ func (s *Stream) endedLocked() bool {
 	return true
 }
 
-func (s *Stream) wakeLocked() {
+func (s *Stream) wake() {
 	wake(s.recvWake)
 	wake(s.sendWake)
 }
@@ -553,7 +554,7 @@ func (s *Stream) RecvWith(ctx context.Context, v any) error {
 			}
 			return err
 		}
-		if s.local && !s.opened && l.has(featStreams) {
+		if s.local && !s.opened && s.v2 {
 			l.cn.Unlock()
 			if err := s.send(ctx, nil, false, true, false, nil); err != nil { // the peer may be the one to begin
 				return err
@@ -631,9 +632,8 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 			raw = []byte(text)
 		}
 	}
-	v2 := l.has(featStreams)
 	switch {
-	case !v2 && !none && len(raw) == 0:
+	case !s.v2 && !none && len(raw) == 0:
 		if !last {
 			return errStreamEmptyV1
 		}
@@ -642,7 +642,7 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 		return errStreamLarge
 	}
 	size := maxStreamChunk
-	if !v2 {
+	if !s.v2 {
 		size = len(raw)
 	} else {
 		l.cn.Lock()
@@ -654,7 +654,7 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 	}
 	for begun := false; ; begun = true {
 		n := min(len(raw), size)
-		if err := s.room(ctx, n, v2, try && !begun); err != nil {
+		if err := s.room(ctx, n, try && !begun); err != nil {
 			if begun && ctx != nil && ctx.Err() != nil {
 				s.Reset(err)
 			}
@@ -674,7 +674,7 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 const maxExtension = 4 + 2
 
 // room waits until n bytes may be sent. It returns nil with the connection locked.
-func (s *Stream) room(ctx context.Context, n int, v2, try bool) error {
+func (s *Stream) room(ctx context.Context, n int, try bool) error {
 	l := s.link
 	var done <-chan struct{}
 	if ctx != nil {
@@ -716,7 +716,7 @@ func (s *Stream) room(ctx context.Context, n int, v2, try bool) error {
 		}
 		ls := l.streamsLocked()
 		switch {
-		case v2 && s.credit < n:
+		case s.v2 && s.credit < n:
 			if try {
 				return fail(errWouldWait)
 			}
@@ -749,7 +749,7 @@ func (s *Stream) room(ctx context.Context, n int, v2, try bool) error {
 				turn = !ls.leave(mine)
 				return fail(contextError(ctx))
 			}
-		case v2 && ls.credit < n && n > 0:
+		case s.v2 && ls.credit < n && n > 0:
 			if try {
 				return fail(errWouldWait)
 			}
@@ -811,7 +811,7 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 	l := s.link
 	cmd, flag, ext, left := CmdStream|s.ownBit(), byte(0), 0, uint32(0)
 	var md metadataBlock
-	if l.has(featStreams) {
+	if s.v2 {
 		if none {
 			flag |= flagNoData
 		}
@@ -841,8 +841,10 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 		ended = s.endedLocked()
 	}
 	ls := l.streamsLocked()
-	s.credit -= len(p)
-	ls.credit -= len(p)
+	if s.v2 {
+		s.credit -= len(p)
+		ls.credit -= len(p)
+	}
 	yield := len(ls.ours)+len(ls.theirs) > 1
 	var err error
 	if coders := l.client.Handler.load().coders; len(coders) > 0 {
@@ -872,7 +874,7 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 // gaveBackLocked counts n bytes as taken, of a stream that still receives or of none, and gives credit to the peer when it is
 // worth a frame. It unlocks.
 func (l *link) gaveBackLocked(s *Stream, n int) {
-	if n == 0 || !l.has(featStreams) {
+	if n == 0 || s == nil && !l.has(featStreams) || s != nil && !s.v2 {
 		l.cn.Unlock()
 		return
 	}
@@ -914,10 +916,16 @@ func (l *link) streamOf(frame []byte) *Stream {
 
 // streamFrame handles a received frame of a stream.
 func (l *link) streamFrame(b *batch, frame []byte) error {
-	v2 := l.has(featStreams)
 	if !validMethod(frame) {
 		l.cn.Group().Stats.ProtocolErrors.Add(1)
 		return nil
+	}
+	l.cn.Lock()
+	s := l.streamOf(frame)
+	l.cn.Unlock() // only this goroutine puts streams of the peer into the table
+	v2 := l.has(featStreams)
+	if s != nil {
+		v2 = s.v2
 	}
 	flag, eof := frame[indexFlag], frame[indexCmd]&streamEOF != 0
 	if !v2 {
@@ -929,7 +937,6 @@ func (l *link) streamFrame(b *batch, frame []byte) error {
 		return errFrame
 	}
 	l.cn.Lock()
-	s := l.streamOf(frame)
 	if s == nil {
 		return l.streamOpened(b, frame, payload, none, flag, eof)
 	}
@@ -942,8 +949,7 @@ func (l *link) streamFrame(b *batch, frame []byte) error {
 
 // arrived takes what a frame carries. The lock is held before, and not after.
 func (s *Stream) arrived(b *batch, frame, payload []byte, none bool, flag byte, eof bool) error {
-	l := s.link
-	v2 := l.has(featStreams)
+	l, v2 := s.link, s.v2
 	if s.local && flag&flagMetadata != 0 {
 		s.meta = append(metadataBlock(nil), metadataIn(frame)...)
 	}
@@ -1085,7 +1091,7 @@ func (s *Stream) handled() {
 	l.cn.Unlock()
 	switch {
 	case over:
-	case l.has(featStreams):
+	case s.v2:
 		s.Reset(errStreamHandled)
 	default: // version 1 cannot say so
 		s.CloseRecv() //nolint:errcheck // it never fails
@@ -1139,8 +1145,8 @@ func (l *link) streamControl(frame []byte) error {
 	}
 	s.recvEnd = true
 	s.removeLocked()
-	s.wakeLocked()
 	l.cn.Unlock()
 	s.finish(err)
+	s.wake()
 	return nil
 }

@@ -180,6 +180,7 @@ const (
 	flagAborted                      // Abort was called, or as good as
 	flagLateAbort                    // with flagLate: it was Abort
 	flagFarewell                     // Config.Farewell was called
+	flagNoLinger                     // closes when its output is out, without waiting for the peer
 	flagLate                         // Close or Abort came before Open had returned; err says why
 )
 

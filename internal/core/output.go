@@ -389,6 +389,9 @@ func (c *Conn) drainedLocked() {
 		c.chargeLocked()
 	}
 	c.relieveLocked()
+	if c.has(flagNoLinger) {
+		work.Go(aborter{c})
+	}
 	if c.has(flagDown) {
 		if !c.has(flagEOF) && c.has(flagNoSend) {
 			c.shutLocked()

@@ -82,13 +82,31 @@ func (g *Group) sweep(now uint32) {
 			if err == ErrStalled {
 				c.Abort(err)
 			} else {
-				c.Close(err) // what is said in the end may well arrive
+				c.closeSilent(err)
 			}
 		} else if probe && g.cfg.Probe != nil {
 			work.Go(prober{c})
 		}
 	}
 }
+
+// closeSilent closes a connection whose peer says nothing: what is said to it in the end may well arrive, but its own end of
+// the connection is not waited for.
+func (c *Conn) closeSilent(err error) {
+	c.Close(err)
+	c.mu.Lock()
+	c.flags |= flagNoLinger
+	if c.pending == 0 && !c.has(flagFlushing) {
+		c.abortLocked(err)
+		return
+	}
+	c.mu.Unlock()
+}
+
+type aborter struct{ c *Conn }
+
+// RunTask implements work.Task.
+func (a aborter) RunTask() { a.c.Abort(nil) }
 
 type prober struct{ c *Conn }
 
