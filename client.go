@@ -394,7 +394,7 @@ func (c *Client) Stop() {
 			l.cn.Unlock()
 			break
 		}
-		if !l.cn.Room(nil, timer.C) {
+		if !l.cn.Room(nil, nil, timer.C) {
 			break
 		}
 	}
@@ -1047,7 +1047,7 @@ func (s *sending) room(l *link, deadline int64) error {
 		return s.overstock()
 	}
 	return s.timed(deadline, func(timeout <-chan time.Time) error {
-		if l.cn.Room(s.done, timeout) {
+		if l.cn.Room(s.done, nil, timeout) {
 			return nil
 		}
 		if s.ctx != nil && s.ctx.Err() != nil {

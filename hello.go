@@ -204,6 +204,9 @@ func (l *link) ponged(frame []byte) error {
 func (l *link) learnLocked(h hello) {
 	l.peer = unique.Make(h)
 	l.feat.Store(uint32(h.features))
+	if x := l.x.Load(); x != nil && x.streams != nil { // of streams that began before
+		x.streams.credit = int(h.connWindow)
+	}
 	l.cn.Together()
 }
 

@@ -545,7 +545,7 @@ func (b *batch) run() error {
 
 // decode runs the coders over a copy of the frame. It returns nil if the result is not a frame.
 func (b *batch) decode(frame []byte) *Message {
-	m := &Message{Buffer: append(make([]byte, 0, len(frame)), frame...)}
+	m := &Message{Buffer: append(make([]byte, 0, len(frame)), frame...), plain: b.l.feat.Load() == 0}
 	for i := len(b.state.coders) - 1; i >= 0; i-- {
 		m = b.state.coders[i].Decode(b.l.client, m)
 		if m == nil || len(m.Buffer) < HeadLen || m.BodyLen() != len(m.Buffer)-HeadLen {

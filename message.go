@@ -71,6 +71,7 @@ func makeHeader(cmd byte) []byte {
 type Message struct {
 	Buffer []byte
 	values map[any]any
+	plain  bool // received from a peer of version 1, whose frames have nothing between method and payload
 }
 
 // Len returns the length of the frame in bytes.
@@ -150,7 +151,13 @@ func (m *Message) Seq() uint64 { return binary.LittleEndian.Uint64(m.Buffer[inde
 func (m *Message) SetSeq(seq uint64) { binary.LittleEndian.PutUint64(m.Buffer[indexSeq:], seq) }
 
 // Data returns the payload; it is a part of Buffer.
-func (m *Message) Data() []byte { return m.Buffer[HeadLen+m.MethodLen()+extensionLen(m.Buffer):] }
+func (m *Message) Data() []byte {
+	at := HeadLen + m.MethodLen()
+	if !m.plain {
+		at += extensionLen(m.Buffer)
+	}
+	return m.Buffer[min(at, len(m.Buffer)):]
+}
 
 // Values returns the values that travel with the message, nil if there are none.
 func (m *Message) Values() map[any]any {

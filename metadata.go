@@ -130,7 +130,8 @@ const (
 	flagsV1 = flagError | flagAsync
 )
 
-// extensionLen returns the bytes between method and payload of a frame that is known to be valid.
+// extensionLen returns the bytes between method and payload. Of a frame that is not valid, such as one before its coders, the
+// result means nothing.
 func extensionLen(frame []byte) int {
 	flag := frame[indexFlag]
 	if flag&(flagDeadline|flagMetadata) == 0 {
@@ -140,8 +141,8 @@ func extensionLen(frame []byte) int {
 	if flag&flagDeadline != 0 {
 		n = 4
 	}
-	if flag&flagMetadata != 0 {
-		n += 2 + int(binary.LittleEndian.Uint16(frame[HeadLen+int(frame[indexMethodLen])+n:]))
+	if at := HeadLen + int(frame[indexMethodLen]) + n; flag&flagMetadata != 0 && len(frame) >= at+2 {
+		n += 2 + int(binary.LittleEndian.Uint16(frame[at:]))
 	}
 	return n
 }

@@ -192,44 +192,15 @@ func TestPipeManyConnections(t *testing.T) {
 	s.waitClients(t, 0)
 }
 
-// bubbled are tests in a bubble of testing/synctest, each a process of its own, because a channel that crosses the border of
-// a bubble ends the process, or stops the bubble's clock for good.
+// bubbled are tests in a bubble of testing/synctest, for exact times, each a process of its own: what the package shares between
+// connections must not cross the border of a bubble.
 var bubbled = []struct {
 	name string
 	run  func(t *testing.T)
 }{
-	{"end at once", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			h := NewHandler()
-			h.Handle("/echo", echo)
-			_, c, end := bubbleServer(t, h, Limits{})
-			must(t, c.Call("/echo", nil, nil, time.Second))
-			end()
-		})
-	}},
 	{"deadline", func(t *testing.T) { synctest.Test(t, bubbleDeadlines) }},
 	{"idle", func(t *testing.T) { synctest.Test(t, bubbleIdle) }},
 	{"keepalive", func(t *testing.T) { synctest.Test(t, bubbleKeepalive) }},
-	{"two bubbles", func(t *testing.T) {
-		synctest.Test(t, bubbleDeadlines)
-		synctest.Test(t, bubbleDeadlines)
-	}},
-	{"after calls outside", func(t *testing.T) {
-		callsOutside(t)
-		synctest.Test(t, bubbleDeadlines)
-	}},
-	{"before calls outside", func(t *testing.T) {
-		synctest.Test(t, bubbleDeadlines)
-		callsOutside(t)
-	}},
-	{"beside a server outside", func(t *testing.T) {
-		s, dial := startPipe(t)
-		s.Handler.Handle("/echo", echo)
-		c := dialClientBy(t, dial)
-		must(t, c.Call("/echo", nil, nil, patience))
-		synctest.Test(t, bubbleDeadlines)
-		must(t, c.Call("/echo", nil, nil, patience))
-	}},
 }
 
 // bubblePatience bounds a bubble whose clock has stopped.
@@ -253,26 +224,6 @@ func TestPipeInBubble(t *testing.T) {
 			}
 		})
 	}
-}
-
-// callsOutside makes enough calls at a time for many of what the package keeps for reuse to be made.
-func callsOutside(t *testing.T) {
-	s, dial := startPipe(t)
-	s.Handler.Handle("/echo", echo, true)
-	c := dialClientBy(t, dial)
-	var wg sync.WaitGroup
-	for range 64 {
-		wg.Go(func() {
-			for range 10 {
-				if err := c.Call("/echo", nil, nil, patience); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	waitGroup(t, &wg, "calls")
-	c.Stop()
-	must(t, s.Stop())
 }
 
 // bubbleServer is a server and a client in a bubble; end ends both.

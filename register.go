@@ -73,10 +73,6 @@ func serviceHandler(f reflect.Value) HandlerFunc {
 			c.answerTyped(nil, err)
 			return
 		}
-		if out[0].IsNil() {
-			c.answerTyped(nil, nil)
-			return
-		}
 		c.answerTyped(out[0].Interface(), nil)
 	}
 }

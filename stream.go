@@ -19,7 +19,7 @@ import (
 //
 // Messages arrive whole and in order. What an end has not received yet is bounded by Limits.StreamWindow; the sender waits
 // then, and nobody else. With a peer of version 1 of the protocol there is no such bound on its side: it stops reading the
-// connection when four messages wait; on this side a stream whose messages are not received is reset beyond 1 MiB or 1024
+// connection when four messages wait; on this side a stream whose messages are not received is reset beyond 32 MiB or 65,536
 // messages. Such a peer cannot receive empty messages, knows no metadata and deadline of a stream, and sees the end of one that
 // failed as an ordinary end.
 //
@@ -54,6 +54,8 @@ type Stream struct {
 	discard  bool // what arrives is dropped
 	recvEnd  bool // the peer sent its last frame
 	over     bool // not in the table any more
+	reset    bool // by this side
+	credited bool // what waits counts as taken already
 	deadline int64
 	meta     metadataBlock // to send with the next frame, or received
 	metaSent bool
@@ -62,8 +64,9 @@ type Stream struct {
 
 // chunk is a received frame's payload.
 type chunk struct {
-	b    *buf.Buf
-	more bool // the message goes on in the next
+	b    *buf.Buf // shared with neighbours if they are small
+	p    []byte   // in it
+	more bool     // the message goes on in the next
 }
 
 const (
@@ -72,8 +75,13 @@ const (
 
 	// maxStreamChunk is the number of payload bytes in a frame at most, so that streams and calls take turns.
 	maxStreamChunk = 64 << 10
-	// Bounds of what waits to be received from a peer that knows no flow control.
-	maxUnreadV1, maxMessagesV1 = 1 << 20, 1024
+	// Bounds of what waits to be received from a peer that knows no flow control. They are above what arrives in a burst, as
+	// such a peer cannot tell a reset from an ordinary end.
+	maxUnreadV1, maxMessagesV1 = 32 << 20, 1 << 16
+	// packBelow is the size, in bytes, below which payloads share buffers, packSize the size of those.
+	packBelow, packSize = 2 << 10, 16 << 10
+	// unreadBytes is what a message that waits counts at least, in bytes, against the bound on their number.
+	unreadBytes = 8
 )
 
 var (
@@ -81,6 +89,7 @@ var (
 	errStreamSent    = &Error{Code: CodeFailedPrecondition, Message: "the stream was closed for sending"}
 	errStreamUnread  = &Error{Code: CodeResourceExhausted, Message: "the stream's messages were not received"}
 	errStreamFlow    = &Error{Code: CodeResourceExhausted, Message: "the peer sent more on a stream than it may"}
+	errConnFlow      = &Error{Code: CodeResourceExhausted, Message: "the peer sent more on its streams than it may"}
 	errStreamHandled = &Error{Code: CodeCanceled, Message: "the stream's handler has returned"}
 	errStreams       = &Error{Code: CodeResourceExhausted, Message: "too many streams on the connection"}
 	errNoStream      = &Error{Code: CodeUnimplemented, Message: "there is no such stream handler"}
@@ -94,6 +103,7 @@ var (
 type linkStreams struct {
 	ours, theirs map[uint64]*Stream
 	credit       int // bytes that all together may send
+	window       int // bytes that the peer may send on all together
 	owed         int // bytes received and not yet given back
 
 	// The right to wait for what all streams share, and who waits for it, in order: so they take turns, a frame each.
@@ -106,7 +116,8 @@ type linkStreams struct {
 func (l *link) streamsLocked() *linkStreams {
 	x := l.extraLocked()
 	if x.streams == nil {
-		x.streams = &linkStreams{ours: map[uint64]*Stream{}, theirs: map[uint64]*Stream{}, wake: make(chan struct{}, 1)}
+		x.streams = &linkStreams{ours: map[uint64]*Stream{}, theirs: map[uint64]*Stream{}, wake: make(chan struct{}, 1),
+			window: l.rpc.connWindow}
 		if l.has(featStreams) {
 			x.streams.credit = int(l.peer.Value().connWindow)
 		}
@@ -380,9 +391,11 @@ func (s *Stream) Reset(err error) {
 	l := s.link
 	l.cn.Lock()
 	if s.over || s.recvErr != nil && s.sendErr != nil && s.recvEnd {
-		l.cn.Unlock()
+		n := s.dropLocked()
+		l.gaveBackLocked(nil, n) // unlocks
 		return
 	}
+	s.reset = true
 	tell := s.opened || !s.local
 	if s.sendErr != nil && !s.v2 {
 		tell = false // version 1: it has sent its last frame
@@ -443,11 +456,16 @@ func (s *Stream) removeLocked() {
 		return
 	}
 	s.over = true
-	if ls := s.link.streamsLocked(); s.local {
+	ls := s.link.streamsLocked()
+	if s.local {
 		delete(ls.ours, s.id)
 	} else {
 		delete(ls.theirs, s.id)
 	}
+	if s.v2 { // the peer is not to wait for what may never be received
+		ls.owed += s.queued
+	}
+	s.credited = true
 }
 
 // endedLocked removes the stream when both directions have ended. It reports whether that is so.
@@ -478,6 +496,9 @@ func (s *Stream) dropLocked() int {
 	}
 	n := s.queued
 	s.in, s.queued = nil, 0
+	if s.credited || !s.v2 {
+		return 0
+	}
 	return n
 }
 
@@ -500,7 +521,8 @@ func (s *Stream) take(ctx context.Context, ch chan struct{}) error {
 	}
 }
 
-// Recv receives the next message into v, decoded as by Client.Call. It waits for one; after the last it returns io.EOF, or
+// Recv receives the next message into v, decoded as by Client.Call. On a stream that has not begun it makes the peer begin, if
+// that knows version 2 of the protocol. It waits for a message; after the last it returns io.EOF, or
 // the error with which the stream ended. An error of the Codec concerns that message only.
 func (s *Stream) Recv(v any) error { return s.RecvWith(nil, v) } //nolint:staticcheck // nil: for as long as the stream
 
@@ -526,11 +548,11 @@ func (s *Stream) RecvWith(ctx context.Context, v any) error {
 			if s.in = s.in[1:]; len(s.in) == 0 {
 				s.in = nil
 			}
-			n := len(c.b.B)
+			n := len(c.p)
 			s.queued -= n
 			l.gaveBackLocked(s, n) // unlocks
 			if s.partial == nil && !c.more {
-				err := codec.Decode(l.client.Codec, c.b.B, v)
+				err := codec.Decode(l.client.Codec, c.p, v)
 				c.b.Free()
 				return err
 			}
@@ -556,7 +578,8 @@ func (s *Stream) RecvWith(ctx context.Context, v any) error {
 		}
 		if s.local && !s.opened && s.v2 {
 			l.cn.Unlock()
-			if err := s.send(ctx, nil, false, true, false, nil); err != nil { // the peer may be the one to begin
+			// The peer may be the one to begin.
+			if err := s.send(ctx, nil, false, true, false, nil); err != nil && err != errStreamSent {
 				return err
 			}
 			continue
@@ -578,18 +601,18 @@ func (s *Stream) join(c chunk) error {
 	if s.partial != nil {
 		have = len(s.partial.B)
 	}
-	if have+len(c.b.B) > s.link.client.Handler.MaxBodyLen() {
+	if have+len(c.p) > s.link.client.Handler.MaxBodyLen() {
 		return errStreamLarge
 	}
 	if s.partial == nil {
-		s.partial = buf.Get(2 * len(c.b.B))
-	} else if have+len(c.b.B) > cap(s.partial.B) {
-		b := buf.Get(2 * (have + len(c.b.B)))
+		s.partial = buf.Get(2 * len(c.p))
+	} else if have+len(c.p) > cap(s.partial.B) {
+		b := buf.Get(2 * (have + len(c.p)))
 		b.B = append(b.B, s.partial.B...)
 		s.partial.Free()
 		s.partial = b
 	}
-	s.partial.B = append(s.partial.B, c.b.B...)
+	s.partial.B = append(s.partial.B, c.p...)
 	return nil
 }
 
@@ -612,7 +635,13 @@ func (s *Stream) All() iter.Seq2[[]byte, error] {
 
 // send sends a message in frames of at most maxStreamChunk, or with none only what the first or the last frame says.
 func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values map[any]any) error {
-	if err := s.take(ctx, s.sending); err != nil {
+	if try {
+		select {
+		case s.sending <- struct{}{}:
+		default:
+			return errWouldWait
+		}
+	} else if err := s.take(ctx, s.sending); err != nil {
 		return err
 	}
 	defer func() { <-s.sending }()
@@ -652,13 +681,29 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 			return errTooLarge
 		}
 	}
+	if try { // all of it or nothing
+		if err := s.room(ctx, len(raw), true); err != nil {
+			return err
+		}
+		s.payLocked(len(raw))
+		l.cn.Unlock()
+	}
 	for begun := false; ; begun = true {
 		n := min(len(raw), size)
-		if err := s.room(ctx, n, try && !begun); err != nil {
-			if begun && ctx != nil && ctx.Err() != nil {
-				s.Reset(err)
+		if try {
+			l.cn.Lock()
+			if err := s.sendErr; err != nil {
+				l.cn.Unlock()
+				return err
 			}
-			return err
+		} else {
+			if err := s.room(ctx, n, false); err != nil {
+				if begun && ctx != nil && ctx.Err() != nil {
+					s.Reset(err)
+				}
+				return err
+			}
+			s.payLocked(n)
 		}
 		// The connection is locked, and there is room for n bytes.
 		if err := s.frameOut(raw[:n], none, last, n < len(raw), values); err != nil {
@@ -667,6 +712,14 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 		if raw = raw[n:]; len(raw) == 0 {
 			return nil
 		}
+	}
+}
+
+// payLocked takes the credit for n bytes.
+func (s *Stream) payLocked(n int) {
+	if s.v2 {
+		s.credit -= n
+		s.link.streamsLocked().credit -= n
 	}
 }
 
@@ -733,6 +786,7 @@ func (s *Stream) room(ctx context.Context, n int, try bool) error {
 			}
 			mine := make(chan struct{})
 			ls.waiters = append(ls.waiters, mine)
+			l.cn.HandOver() // as above
 			l.cn.Unlock()
 			select {
 			case <-mine:
@@ -762,11 +816,8 @@ func (s *Stream) room(ctx context.Context, n int, try bool) error {
 				return fail(errWouldWait)
 			}
 			ls.taken, turn = true, true
-			stop := s.ctx.Done()
-			if ctx != nil && done != nil {
-				stop = done
-			}
-			l.cn.Room(stop, nil) // unlocks
+			l.cn.HandOver()                    // as above
+			l.cn.Room(s.ctx.Done(), done, nil) // unlocks
 			l.cn.Lock()
 			if ctx != nil && ctx.Err() != nil {
 				return fail(contextError(ctx))
@@ -841,10 +892,6 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 		ended = s.endedLocked()
 	}
 	ls := l.streamsLocked()
-	if s.v2 {
-		s.credit -= len(p)
-		ls.credit -= len(p)
-	}
 	yield := len(ls.ours)+len(ls.theirs) > 1
 	var err error
 	if coders := l.client.Handler.load().coders; len(coders) > 0 {
@@ -853,7 +900,13 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 		putExtension(payload, flag, left, md)
 		m := newMessage(cmd, flag, s.id, s.method, payload, values)
 		if m, err = encodeAll(coders, l.client, m); err == nil {
-			err = l.send(m, core.Now)
+			err = s.encodedOut(m)
+		}
+		if err != nil {
+			l.cn.Lock()
+			s.payLocked(-len(p)) // it was not sent
+			l.cn.Unlock()
+			s.Reset(err)
 		}
 	} else {
 		b := l.cn.Reserve(HeadLen + len(s.method) + ext + len(p))
@@ -866,22 +919,45 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 		l.cn.Commit(core.Now, yield)
 	}
 	if ended {
+		l.cn.Lock()
+		l.gaveBackLocked(nil, 0) // unlocks
 		s.finish(errStreamOver)
 	}
 	return err
 }
 
+// encodedOut sends a frame that coders have made, unless the stream was reset meanwhile: the frame that opens a stream must not
+// come after its end.
+func (s *Stream) encodedOut(m *Message) error {
+	l := s.link
+	l.cn.Lock()
+	if s.reset {
+		l.cn.Unlock()
+		return s.sendErr
+	}
+	if err := l.cn.CanSend(); err != nil {
+		l.cn.Unlock()
+		return lostError(l.client.lostKind(), err)
+	}
+	copy(l.cn.Reserve(len(m.Buffer)), m.Buffer)
+	l.cn.Commit(core.Now, false)
+	return nil
+}
+
 // gaveBackLocked counts n bytes as taken, of a stream that still receives or of none, and gives credit to the peer when it is
 // worth a frame. It unlocks.
 func (l *link) gaveBackLocked(s *Stream, n int) {
-	if n == 0 || s == nil && !l.has(featStreams) || s != nil && !s.v2 {
+	if !l.has(featStreams) || s != nil && !s.v2 {
 		l.cn.Unlock()
 		return
+	}
+	if s != nil && s.credited {
+		n = 0
 	}
 	ls := l.streamsLocked()
 	ls.owed += n
 	var one, all int
-	if s != nil && !s.recvEnd && !s.over {
+	if s != nil && n > 0 && !s.recvEnd && !s.over {
 		if s.owed += n; s.owed >= l.rpc.window/2 {
 			one, s.owed = s.owed, 0
 			s.window += one
@@ -889,6 +965,7 @@ func (l *link) gaveBackLocked(s *Stream, n int) {
 	}
 	if ls.owed >= l.rpc.connWindow/2 {
 		all, ls.owed = ls.owed, 0
+		ls.window += all
 	}
 	l.cn.Unlock()
 	if one > 0 {
@@ -922,11 +999,11 @@ func (l *link) streamFrame(b *batch, frame []byte) error {
 	}
 	l.cn.Lock()
 	s := l.streamOf(frame)
-	l.cn.Unlock() // only this goroutine puts streams of the peer into the table
 	v2 := l.has(featStreams)
 	if s != nil {
 		v2 = s.v2
 	}
+	l.cn.Unlock() // only this goroutine puts streams of the peer into the table
 	flag, eof := frame[indexFlag], frame[indexCmd]&streamEOF != 0
 	if !v2 {
 		flag = 0
@@ -937,6 +1014,13 @@ func (l *link) streamFrame(b *batch, frame []byte) error {
 		return errFrame
 	}
 	l.cn.Lock()
+	if v2 {
+		ls := l.streamsLocked()
+		if ls.window -= len(payload); ls.window < 0 {
+			l.cn.Unlock()
+			return errConnFlow
+		}
+	}
 	if s == nil {
 		return l.streamOpened(b, frame, payload, none, flag, eof)
 	}
@@ -967,13 +1051,12 @@ func (s *Stream) arrived(b *batch, frame, payload []byte, none bool, flag byte, 
 	case none:
 	case s.discard || s.recvErr != nil:
 		dropped = n
-	case !v2 && (s.queued+n > maxUnreadV1 && len(s.in) > 0 || len(s.in) >= maxMessagesV1):
+	case !v2 && (s.queued+n > maxUnreadV1 && len(s.in) > 0 || len(s.in) >= maxMessagesV1),
+		v2 && len(s.in) >= max(l.rpc.window/unreadBytes, 1024):
 		overflow = errStreamUnread
+		dropped = n
 	default:
-		c := chunk{b: buf.Get(n), more: flag&flagMore != 0}
-		c.b.B = append(c.b.B, payload...)
-		s.in = append(s.in, c)
-		s.queued += n
+		s.push(payload, flag&flagMore != 0)
 		b.in.Woke(1)
 	}
 	ended := false
@@ -985,11 +1068,7 @@ func (s *Stream) arrived(b *batch, frame, payload []byte, none bool, flag byte, 
 		ended = s.endedLocked()
 	}
 	wake(s.recvWake)
-	if dropped > 0 {
-		l.gaveBackLocked(s, dropped) // unlocks
-	} else {
-		l.cn.Unlock()
-	}
+	l.gaveBackLocked(s, dropped) // unlocks
 	if overflow != nil {
 		s.Reset(overflow)
 	}
@@ -999,6 +1078,25 @@ func (s *Stream) arrived(b *batch, frame, payload []byte, none bool, flag byte, 
 	return nil
 }
 
+// push puts a payload last in line. The lock is held.
+func (s *Stream) push(p []byte, more bool) {
+	var b *buf.Buf
+	n := len(p)
+	if len(s.in) > 0 && n < packBelow {
+		if last := s.in[len(s.in)-1].b; cap(last.B)-len(last.B) >= n {
+			b = last
+			b.Retain()
+		}
+	}
+	if b == nil {
+		b = buf.Get(max(n, min(s.queued, packSize)))
+	}
+	at := len(b.B)
+	b.B = append(b.B, p...)
+	s.in = append(s.in, chunk{b, b.B[at : at+n : at+n], more})
+	s.queued += n
+}
+
 // streamOpened handles the first frame of a stream that the peer opens, and frames of streams that are unknown. The lock is
 // held before, and not after.
 func (l *link) streamOpened(b *batch, frame, payload []byte, none bool, flag byte, eof bool) error {
@@ -1006,6 +1104,14 @@ func (l *link) streamOpened(b *batch, frame, payload []byte, none bool, flag byt
 	if frame[indexCmd]&streamLocal == 0 || v2 && flag&flagOpen == 0 {
 		l.gaveBackLocked(nil, len(payload)) // of a stream that is over here; unlocks
 		return nil
+	}
+	if l.gate&gateDown != 0 {
+		l.cn.Unlock()
+		return nil
+	}
+	if v2 && (&Message{Buffer: frame}).Seq() == 0 {
+		l.cn.Unlock()
+		return errFrame // the number of the connection in CREDIT
 	}
 	method := string(frame[HeadLen : HeadLen+int(frame[indexMethodLen])])
 	r := b.state.streams[method]
@@ -1084,7 +1190,14 @@ func (t *streamTask) RunTask() {
 
 // handled ends the stream after its handler has returned.
 func (s *Stream) handled() {
-	s.CloseSend() //nolint:errcheck // it may be over already
+	switch {
+	case s.ctx.Err() == context.DeadlineExceeded:
+		s.Reset(ErrTimeout)
+	case len(s.sending) > 0: // it has left somebody waiting
+		s.Reset(errStreamHandled)
+	default:
+		s.CloseSend() //nolint:errcheck // it may be over already
+	}
 	l := s.link
 	l.cn.Lock()
 	over := s.over
@@ -1117,16 +1230,18 @@ func (l *link) streamControl(frame []byte) error {
 		}
 		n := int(uint32(body[0]) | uint32(body[1])<<8 | uint32(body[2])<<16 | uint32(body[3])<<24)
 		if (&Message{Buffer: frame}).Seq() == 0 {
-			if ls.credit += n; ls.credit > 1<<31-1 {
+			if n > 1<<31-1-ls.credit {
 				return errFrame
 			}
+			ls.credit += n
 			wake(ls.wake)
 			return nil
 		}
 		if s := l.streamOf(frame); s != nil {
-			if s.credit += n; s.credit > 1<<31-1 {
+			if n > 1<<31-1-s.credit {
 				return errFrame
 			}
+			s.credit += n
 			wake(s.sendWake)
 		}
 		return nil
@@ -1145,7 +1260,7 @@ func (l *link) streamControl(frame []byte) error {
 	}
 	s.recvEnd = true
 	s.removeLocked()
-	l.cn.Unlock()
+	l.gaveBackLocked(nil, 0) // unlocks
 	s.finish(err)
 	s.wake()
 	return nil

@@ -409,7 +409,7 @@ func (c *Conn) wakeRoomLocked() {
 
 // Room waits until output is below the low mark, the connection goes down, or stop or timeout (if not nil) deliver. It
 // reports false for the latter two. The caller holds Lock, which is released.
-func (c *Conn) Room(stop <-chan struct{}, timeout <-chan time.Time) bool {
+func (c *Conn) Room(stop, stop2 <-chan struct{}, timeout <-chan time.Time) bool {
 	if c.look().room == nil {
 		c.extra().room = make(chan struct{})
 	}
@@ -423,6 +423,8 @@ func (c *Conn) Room(stop <-chan struct{}, timeout <-chan time.Time) bool {
 	select {
 	case <-room:
 	case <-stop:
+		ok = false
+	case <-stop2:
 		ok = false
 	case <-timeout:
 		ok = false

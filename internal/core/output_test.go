@@ -52,20 +52,20 @@ func TestMarks(t *testing.T) {
 		}
 		// While the peer does not read there is no room.
 		s.c.Lock()
-		if s.c.Room(nil, time.After(20*time.Millisecond)) {
+		if s.c.Room(nil, nil, time.After(20*time.Millisecond)) {
 			t.Error("room although nobody reads")
 		}
 		stop := make(chan struct{})
 		close(stop)
 		s.c.Lock()
-		if s.c.Room(stop, nil) {
+		if s.c.Room(stop, nil, nil) {
 			t.Error("room after stop")
 		}
 		room := make(chan int, 3)
 		for range 3 {
 			go func() {
 				s.c.Lock()
-				if !s.c.Room(nil, nil) {
+				if !s.c.Room(nil, nil, nil) {
 					t.Error("no room")
 				}
 				room <- s.pending()
@@ -96,7 +96,7 @@ func TestMarks(t *testing.T) {
 		s.fill(body)
 		go func() {
 			s.c.Lock()
-			s.c.Room(nil, nil)
+			s.c.Room(nil, nil, nil)
 			room <- 0
 		}()
 		eventually(t, "waiting for room", func() bool {
@@ -132,7 +132,7 @@ func TestMessages(t *testing.T) {
 		go func() {
 			defer close(done)
 			s.c.Lock()
-			s.c.Room(nil, nil)
+			s.c.Room(nil, nil, nil)
 		}()
 		go io.Copy(io.Discard, c)
 		recv(t, done, "room")
@@ -299,7 +299,7 @@ func TestNoMutualPause(t *testing.T) {
 						if !s.c.Full() {
 							break
 						}
-						s.c.Room(nil, nil)
+						s.c.Room(nil, nil, nil)
 					}
 					s.c.Calls++
 					copy(s.c.Reserve(len(f)), f)
