@@ -80,6 +80,8 @@ const (
 	maxUnreadV1, maxMessagesV1 = 32 << 20, 1 << 16
 	// packBelow is the size, in bytes, below which payloads share buffers, packSize the size of those.
 	packBelow, packSize = 2 << 10, 16 << 10
+	// ownFrom is the size, in bytes, from which a whole message has memory of its own.
+	ownFrom = 16 << 10
 	// unreadBytes is what a message that waits counts at least, in bytes, against the bound on their number.
 	unreadBytes = 8
 )
@@ -551,6 +553,10 @@ func (s *Stream) RecvWith(ctx context.Context, v any) error {
 			n := len(c.p)
 			s.queued -= n
 			l.gaveBackLocked(s, n) // unlocks
+			if b, ok := v.(*[]byte); ok && b != nil && s.partial == nil && !c.more && n >= ownFrom {
+				*b = c.p // nobody else has them
+				return nil
+			}
 			if s.partial == nil && !c.more {
 				err := codec.Decode(l.client.Codec, c.p, v)
 				c.b.Free()
@@ -1088,7 +1094,14 @@ func (s *Stream) push(p []byte, more bool) {
 			b.Retain()
 		}
 	}
-	if b == nil {
+	switch {
+	case b != nil:
+	case n >= ownFrom && !more: // a receiver of bytes gets them without another copy
+		b = buf.Of(append([]byte(nil), p...))
+		s.in = append(s.in, chunk{b, b.B, more})
+		s.queued += n
+		return
+	default:
 		b = buf.Get(max(n, min(s.queued, packSize)))
 	}
 	at := len(b.B)
