@@ -24,7 +24,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: lint race fuzz-short examples ## everything a change must pass
+test: lint race fuzz-short js examples ## everything a change must pass
 
 .PHONY: lint
 lint: $(STATICCHECK) ## formatting, go vet on all systems, staticcheck
@@ -75,6 +75,13 @@ SOAK ?= 20
 soak: ## the tests of the root and interop modules SOAK times (default 20) under the race detector
 	go test -race -count=$(SOAK) -timeout 0 ./...
 	cd interop && go test -race -count=$(SOAK) -timeout 0 ./...
+
+JSCLIENT := extension/jsclient
+
+.PHONY: js
+js: ## the TypeScript client: built files up to date, types, size, tests against the Go server
+	cd $(JSCLIENT) && npm ci --no-audit --no-fund --loglevel=error
+	cd $(JSCLIENT) && npm run --silent check && npm run --silent types && npm run --silent size && npm test --silent
 
 .PHONY: examples
 examples: ## run the quickstart, which fails if any of its steps does
