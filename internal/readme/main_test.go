@@ -1,7 +1,9 @@
 package readme
 
 import (
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -59,7 +61,7 @@ func connect(t *testing.T, addr string) *arpc.Client {
 	return client
 }
 
-// listenSilently accepts connections that nobody reads from.
+// listenSilently accepts connections that nobody reads from once the first ping is answered, as a peer of version 1 does it.
 func listenSilently(t *testing.T) (addr string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -74,6 +76,14 @@ func listenSilently(t *testing.T) (addr string) {
 				return
 			}
 			conns = append(conns, conn)
+			head := make([]byte, arpc.HeadLen)
+			if _, err := io.ReadFull(conn, head); err != nil {
+				continue
+			}
+			io.CopyN(io.Discard, conn, int64(binary.LittleEndian.Uint32(head)))
+			pong := make([]byte, arpc.HeadLen)
+			pong[5] = arpc.CmdPong
+			conn.Write(pong)
 		}
 	}()
 	t.Cleanup(func() {
