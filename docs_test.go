@@ -77,7 +77,7 @@ var heldBy = map[string]string{
 	"V2-GO-5":   "TestProtocolGoAway",
 	"V2-AUTH-1": "TestProtocolAuth", "V2-AUTH-2": "TestProtocolAuth", "V2-AUTH-3": "TestProtocolAuth", "V2-AUTH-4": "TestProtocolAuth", "V2-AUTH-5": "TestProtocolAuth",
 	"V1-HTTP-1": "TestBinaryRefusals",
-	"V2-OLD-1": "TestProtocolToVersion1 TestProtocolStreamsV1 TestProtocolHelloAnswer", "V2-OLD-2": "TestProtocolToVersion1",
+	"V2-OLD-1":  "TestProtocolToVersion1 TestProtocolStreamsV1 TestProtocolHelloAnswer", "V2-OLD-2": "TestProtocolToVersion1",
 }
 
 // notSpoken are the sections that no code is behind yet; the document says so in each.
