@@ -927,7 +927,7 @@ func TestProtocolCredit(t *testing.T) {
 		go func() { done <- c.Call("/m", "x", nil, patience) }() // has no part in it
 		p.reply(p.frame(), 0, "")
 		must(t, recv(t, done, "end of the call"))
-		p.send(frameOf(cmdCredit|0, 0, a.ID(), "", credit(1<<20)))
+		p.send(frameOf(cmdCredit, 0, a.ID(), "", credit(1<<20)))
 		p.nothing("credit of a stream, while the connection has none")
 		p.send(frameOf(cmdCredit, 0, 0, "", credit(4<<10)))
 		take(4 << 10)

@@ -320,7 +320,7 @@ func (s *Stream) setMetadata(out metadataBlock) {
 // so it does for the stream's deadline and end only. values travel where coders carry them. Errors are *Errors: why the stream
 // is over, CodeFailedPrecondition after CloseSend, or what the Codec returns.
 func (s *Stream) Send(v any, values ...map[any]any) error {
-	return s.send(nil, v, false, false, false, firstValues(values))
+	return s.send(context.Background(), v, false, false, false, firstValues(values))
 }
 
 // SendWith is Send within a context. When that ends first, nothing or a part of the message was sent; in the latter case the
@@ -336,12 +336,12 @@ func (s *Stream) SendContext(ctx context.Context, v any, values ...map[any]any) 
 
 // TrySend is Send, but when that would have to wait it sends nothing and returns an error with CodeResourceExhausted.
 func (s *Stream) TrySend(v any, values ...map[any]any) error {
-	return s.send(nil, v, false, false, true, firstValues(values))
+	return s.send(context.Background(), v, false, false, true, firstValues(values))
 }
 
 // SendAndClose sends the last message: Send and CloseSend in one.
 func (s *Stream) SendAndClose(v any, values ...map[any]any) error {
-	return s.send(nil, v, true, false, false, firstValues(values))
+	return s.send(context.Background(), v, true, false, false, firstValues(values))
 }
 
 // SendAndCloseWith is SendAndClose within a context, see SendWith.
@@ -511,14 +511,10 @@ func (s *Stream) take(ctx context.Context, ch chan struct{}) error {
 		return nil
 	default:
 	}
-	var done <-chan struct{}
-	if ctx != nil {
-		done = ctx.Done()
-	}
 	select {
 	case ch <- struct{}{}:
 		return nil
-	case <-done:
+	case <-ctx.Done():
 		return contextError(ctx)
 	}
 }
@@ -526,7 +522,7 @@ func (s *Stream) take(ctx context.Context, ch chan struct{}) error {
 // Recv receives the next message into v, decoded as by Client.Call. On a stream that has not begun it makes the peer begin, if
 // that knows version 2 of the protocol. It waits for a message; after the last it returns io.EOF, or
 // the error with which the stream ended. An error of the Codec concerns that message only.
-func (s *Stream) Recv(v any) error { return s.RecvWith(nil, v) } //nolint:staticcheck // nil: for as long as the stream
+func (s *Stream) Recv(v any) error { return s.RecvWith(context.Background(), v) }
 
 // RecvContext is RecvWith.
 func (s *Stream) RecvContext(ctx context.Context, v any) error { return s.RecvWith(ctx, v) }
@@ -537,10 +533,7 @@ func (s *Stream) RecvWith(ctx context.Context, v any) error {
 		return err
 	}
 	defer func() { <-s.receiving }()
-	var done <-chan struct{}
-	if ctx != nil {
-		done = ctx.Done()
-	}
+	done := ctx.Done()
 	l := s.link
 	for {
 		l.cn.Lock()
@@ -704,7 +697,7 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 			}
 		} else {
 			if err := s.room(ctx, n, false); err != nil {
-				if begun && ctx != nil && ctx.Err() != nil {
+				if begun && ctx.Err() != nil {
 					s.Reset(err)
 				}
 				return err
@@ -735,10 +728,7 @@ const maxExtension = 4 + 2
 // room waits until n bytes may be sent. It returns nil with the connection locked.
 func (s *Stream) room(ctx context.Context, n int, try bool) error {
 	l := s.link
-	var done <-chan struct{}
-	if ctx != nil {
-		done = ctx.Done()
-	}
+	done := ctx.Done()
 	turn := false // the right to wait for what all streams share is ours
 	fail := func(err error) error {
 		if turn {
@@ -825,7 +815,7 @@ func (s *Stream) room(ctx context.Context, n int, try bool) error {
 			l.cn.HandOver()                    // as above
 			l.cn.Room(s.ctx.Done(), done, nil) // unlocks
 			l.cn.Lock()
-			if ctx != nil && ctx.Err() != nil {
+			if ctx.Err() != nil {
 				return fail(contextError(ctx))
 			}
 			if s.ctx.Err() != nil && s.sendErr == nil {
