@@ -55,21 +55,6 @@ func (s *hostileServer) stillServes(t *testing.T) {
 
 func (s *hostileServer) stats() *core.Stats { return &s.core().Stats }
 
-func (s *testServer) core() *core.Group {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.group
-}
-
-// answers checks that the connection lives: a request sent on it is answered next.
-func (p *rawPeer) answers() {
-	p.t.Helper()
-	p.send(frameOf(CmdRequest, 0, 77, "/echo", "x"))
-	if m := p.frame(); m.Seq() != 77 || string(m.Data()) != "x" {
-		p.t.Fatalf("instead of the answer %x", m.Buffer)
-	}
-}
-
 func header(bodyLen uint32, cmd, methodLen byte, seq uint64) []byte {
 	b := binary.LittleEndian.AppendUint32(nil, bodyLen)
 	b = append(b, 0, cmd, 0, methodLen)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/arpc-go/arpc/log"
+
+	"github.com/arpc-go/arpc/internal/core"
 )
 
 // This file has what the tests of the package share: servers and clients that end with their test, peers that speak bytes, and the
@@ -351,4 +353,19 @@ func patient(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+func (s *testServer) core() *core.Group {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.group
+}
+
+// answers checks that the connection lives: a request sent on it is answered next.
+func (p *rawPeer) answers() {
+	p.t.Helper()
+	p.send(frameOf(CmdRequest, 0, 77, "/echo", "x"))
+	if m := p.frame(); m.Seq() != 77 || string(m.Data()) != "x" {
+		p.t.Fatalf("instead of the answer %x", m.Buffer)
+	}
 }

@@ -159,7 +159,7 @@ var StreamChecks = []struct {
 			return fmt.Errorf("%q: %w", text, err)
 		}
 		if s.Send("more") == nil {
-			return errors.New("Send after SendAndClose succeeded")
+			return errors.New("send after SendAndClose succeeded")
 		}
 		return ended(s)
 	}},
@@ -276,11 +276,11 @@ func CheckBack(c Caller, i int) error {
 
 func echoed(s Stream, want []byte) error {
 	if err := s.Send(want); err != nil {
-		return fmt.Errorf("Send of %d bytes: %w", len(want), err)
+		return fmt.Errorf("send of %d bytes: %w", len(want), err)
 	}
 	var got []byte
 	if err := s.Recv(&got); err != nil {
-		return fmt.Errorf("Recv of %d bytes: %w", len(want), err)
+		return fmt.Errorf("recv of %d bytes: %w", len(want), err)
 	}
 	if !bytes.Equal(got, want) {
 		return fmt.Errorf("%d bytes came back as %d others", len(want), len(got))
@@ -292,7 +292,7 @@ func echoed(s Stream, want []byte) error {
 func ended(s Stream) error {
 	var b []byte
 	if err := s.Recv(&b); err != io.EOF {
-		return fmt.Errorf("Recv at the end: %d bytes, %w", len(b), err)
+		return fmt.Errorf("recv at the end: %d bytes, %w", len(b), err)
 	}
 	return nil
 }
