@@ -308,6 +308,9 @@ func lostError(kind *Error, cause error) *Error {
 	switch {
 	case errors.Is(cause, io.EOF):
 		text = "the peer closed the connection"
+		if cause != io.EOF {
+			text += ": " + cause.Error()
+		}
 	case errors.Is(cause, core.ErrStopped):
 		text = "stopped"
 	}

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"io"
 	"net"
 
@@ -11,8 +12,8 @@ import (
 // connection. Decode is called by the reader, the others with Lock held.
 type Stage interface {
 	// Decode takes bytes as they were read and returns what they wrap: in the same memory, from its beginning on, or in
-	// other memory that is valid until the next call. What the other end is to be told at once goes to reply, raw. io.EOF
-	// says that the peer has ended the connection in order; another error closes it. After an error it returns nothing.
+	// other memory that is valid until the next call. What the other end is to be told at once goes to reply, raw. io.EOF,
+	// or an error that is it, says that the peer has ended the connection in order; another error closes it. After an error it returns nothing.
 	Decode(p []byte, reply func(raw []byte)) ([]byte, error)
 	// Single reports whether each frame is to be wrapped on its own, and SetSingle changes that.
 	Single() bool
@@ -86,10 +87,11 @@ func (c *Conn) taken(b *buf.Buf, have int) (bool, error) {
 	default:
 		b.Free()
 	}
-	switch err {
-	case nil:
-	case io.EOF:
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
 		c.Close(err)
+		err = io.EOF
 	default:
 		c.group.Stats.ProtocolErrors.Add(1)
 		c.group.cfg.Logf("arpc: connection %d from %v closed: %v", c.id, c.RemoteAddr(), err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"unicode/utf8"
@@ -42,15 +43,18 @@ type Status = ws.StatusCode
 
 func (e *Error) Error() string { return fmt.Sprintf("websocket: %s (status %d)", e.Text, e.Status) }
 
-// Closed is the end of a connection that the peer has closed with a status other than an ordinary one.
+// Closed is the end of a connection that the peer has closed with a status other than an ordinary one, or with a reason.
 type Closed struct {
 	Status ws.StatusCode
 	Reason string
 }
 
 func (c *Closed) Error() string {
-	return fmt.Sprintf("websocket closed by the peer: status %d %s", c.Status, c.Reason)
+	return strings.TrimSpace(fmt.Sprintf("status %d %s", c.Status, c.Reason))
 }
+
+// Unwrap returns io.EOF: the end was in order.
+func (c *Closed) Unwrap() error { return io.EOF }
 
 // Stage implements core.Stage.
 //
@@ -336,8 +340,8 @@ func (s *Stage) control(reply func([]byte)) error {
 		return &Error{ws.StatusProtocolError, "a close frame of one byte"}
 	}
 	if len(p) > 0 {
-		if err := ws.CheckCloseFrameData(status, reason); err != nil {
-			return &Error{ws.StatusProtocolError, err.Error()}
+		if !validStatus(status) || !utf8.ValidString(reason) {
+			return &Error{ws.StatusProtocolError, "a malformed close frame"}
 		}
 	}
 	if s.said.CompareAndSwap(false, true) {
@@ -347,7 +351,15 @@ func (s *Stage) control(reply func([]byte)) error {
 		}
 		reply(s.frame(ws.NewCloseFrame(body)))
 	}
+	if len(p) > 0 && (status != ws.StatusNormalClosure && status != ws.StatusGoingAway || reason != "") {
+		return &Closed{status, reason}
+	}
 	return io.EOF
+}
+
+// validStatus reports whether a close frame may have a status, by RFC 6455 section 7.4 and the registry of IANA.
+func validStatus(s Status) bool {
+	return s >= 1000 && s <= 1003 || s >= 1007 && s <= 1014 || s >= 3000 && s <= 4999
 }
 
 // frame encodes a frame as this end sends it.
