@@ -24,7 +24,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: lint race fuzz-short js examples ## everything a change must pass
+test: lint race fuzz-short js browser examples ## everything a change must pass
 
 .PHONY: lint
 lint: $(STATICCHECK) ## formatting, go vet on all systems, staticcheck
@@ -82,6 +82,10 @@ JSCLIENT := extension/jsclient
 js: ## the TypeScript client: built files up to date, types, size, tests against the Go server
 	cd $(JSCLIENT) && npm ci --no-audit --no-fund --loglevel=error
 	cd $(JSCLIENT) && npm run --silent check && npm run --silent types && npm run --silent size && npm test --silent
+
+.PHONY: browser
+browser: ## the TypeScript client and examples/webchat in a real browser, which is installed if it is missing
+	cd $(JSCLIENT)/browser && npm ci --no-audit --no-fund --loglevel=error && npm run --silent chromium && npm test --silent
 
 .PHONY: examples
 examples: ## run the quickstart, which fails if any of its steps does

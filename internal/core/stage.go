@@ -90,6 +90,9 @@ func (c *Conn) taken(b *buf.Buf, have int) (bool, error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
+		c.mu.Lock()
+		c.flags |= flagFarewell // the peer wants to hear nothing any more
+		c.mu.Unlock()
 		c.Close(err)
 		err = io.EOF
 	default:
