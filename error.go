@@ -308,8 +308,9 @@ func lostError(kind *Error, cause error) *Error {
 	switch {
 	case errors.Is(cause, io.EOF):
 		text = "the peer closed the connection"
-		if cause != io.EOF {
-			text += ": " + cause.Error()
+		var said interface{ PeerReason() string }
+		if errors.As(cause, &said) {
+			text += ": " + said.PeerReason()
 		}
 	case errors.Is(cause, core.ErrStopped):
 		text = "stopped"

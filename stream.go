@@ -1010,6 +1010,9 @@ func (l *link) streamFrame(b *batch, frame []byte) error {
 		return errFrame
 	}
 	l.cn.Lock()
+	if s != nil && s.over { // just now
+		s = nil
+	}
 	if v2 {
 		ls := l.streamsLocked()
 		if ls.window -= len(payload); ls.window < 0 {

@@ -16,22 +16,28 @@ func (r *refs) get() int32        { return r.n.Load() }
 // A Turn stands for one ordered frame while it runs; its zero value holds the strand. The App makes one per frame and
 // embeds it in what it gives to the handler.
 //
-//	holds --LetGo--> away --TakeBack--> holds
-//	holds --Run returns--> done      away --Run returns--> done
-type Turn struct {
-	state atomic.Int32
-	gave  bool // the rest of the input was given to the queue; written under mu while the frame's goroutine waits
-}
+//	holds --LetGo--> away --TakeBack--> back --LetGo--> away
+//	holds, back, away --Run returns--> done
+//
+// From LetGo on the rest of the input is the queue's. Any goroutine of the handler's may call LetGo and TakeBack, also while Run
+// returns: each step is a compare and swap.
+type Turn struct{ state atomic.Int32 }
 
 const (
 	turnHolds int32 = iota
 	turnAway
+	turnBack
 	turnDone
 )
 
 // Finish ends a Turn whose handler has returned and never let the strand go; nobody knows the Turn afterwards. It reports
 // false for others, which Run returns.
-func (t *Turn) Finish() bool { return !t.gave && t.state.CompareAndSwap(turnHolds, turnDone) }
+func (t *Turn) Finish() bool { return t.state.CompareAndSwap(turnHolds, turnDone) }
+
+// release ends a Turn that holds the strand, whether it has let it go before or not.
+func (t *Turn) release() bool {
+	return t.state.CompareAndSwap(turnHolds, turnDone) || t.state.CompareAndSwap(turnBack, turnDone)
+}
 
 // Reset makes a Turn that was finished or detached as good as new.
 func (t *Turn) Reset() { t.state.Store(turnHolds) }
@@ -73,14 +79,14 @@ func (o *opened) RunTask() {
 		defer c.recover("Opened")
 		c.group.cfg.Opened(c, &t)
 	}()
-	if t.state.CompareAndSwap(turnHolds, turnDone) {
+	if t.release() {
 		(*strand)(c).RunTask()
 	}
 }
 
 // Yield gives the strand away for good on behalf of t, if that holds it. The caller holds Lock.
 func (c *Conn) Yield(t *Turn) {
-	if t.state.CompareAndSwap(turnHolds, turnDone) {
+	if t.release() {
 		work.Go((*strand)(c)) // flagRunning stays set: the token goes to that goroutine
 	}
 }
@@ -109,7 +115,7 @@ func (c *Conn) nextLocked() *Input {
 		c.rare.waiters = c.rare.waiters[1:]
 		c.attention.Add(-1)
 		delete(c.rare.away, w.turn)
-		if w.turn.state.CompareAndSwap(turnAway, turnHolds) {
+		if w.turn.state.CompareAndSwap(turnAway, turnBack) {
 			c.flags &^= flagDefer
 			c.stretch.Add(1)
 			close(w.ready)
@@ -213,16 +219,11 @@ func (c *Conn) runInput(in *Input, inline bool) bool {
 		}
 		in.i.Add(1)
 		t := c.run(in, in.b.B[s.start:s.end:s.end], s.tag)
-		if t != nil && !t.state.CompareAndSwap(turnHolds, turnDone) {
+		if t != nil && !t.Finish() {
 			c.mu.Lock()
-			held := t.state.Swap(turnDone) == turnHolds // it came back just now
+			held := t.state.Swap(turnDone) == turnBack
 			c.mu.Unlock()
-			if !held {
-				return false
-			}
-		}
-		if t != nil && t.gave {
-			return true
+			return held
 		}
 		if exposed {
 			c.mu.Lock()
@@ -296,12 +297,16 @@ func (c *Conn) dropQueueLocked() {
 func (c *Conn) LetGo(t *Turn) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if t.state.Load() != turnHolds {
+	state := t.state.Load()
+	if state != turnHolds && state != turnBack {
 		return false, nil
 	}
 	x := c.extra()
 	if len(x.away) >= c.group.cfg.Nested {
 		return false, ErrNested
+	}
+	if !t.state.CompareAndSwap(state, turnAway) {
+		return false, nil // the handler returns right now
 	}
 	if x.away == nil {
 		x.away = map[*Turn]any{}
@@ -311,8 +316,6 @@ func (c *Conn) LetGo(t *Turn) (bool, error) {
 		x.away[t] = in.spans[in.i.Load()-1].tag
 	}
 	c.stretch.Add(1)
-	t.state.Store(turnAway)
-	t.gave = true
 	c.HandOver()
 	if in := c.cur; in != nil && in.left() && !c.has(flagNoRun) {
 		in.Retain()
@@ -343,7 +346,7 @@ func (c *Conn) TakeBack(t *Turn) {
 		delete(c.rare.away, t)
 		c.flags |= flagRunning
 		c.flags &^= flagParked
-		t.state.Store(turnHolds)
+		t.state.Store(turnBack)
 		c.stretch.Add(1)
 		c.watchLocked()
 		c.mu.Unlock()

@@ -53,6 +53,9 @@ func (c *Closed) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("status %d %s", c.Status, c.Reason))
 }
 
+// PeerReason is what the errors of calls say.
+func (c *Closed) PeerReason() string { return c.Error() }
+
 // Unwrap returns io.EOF: the end was in order.
 func (c *Closed) Unwrap() error { return io.EOF }
 
