@@ -24,11 +24,7 @@ func passing() *results {
 		}
 		add("S1", "arpc-json", speed/2, 50)
 		for _, b := range rateBars {
-			base := speed
-			if b.baseline == "arpc-json" {
-				base /= 2
-			}
-			add(b.scenario, b.system, base*b.least, 50)
+			add(b.scenario, b.system, r.find(round, b.scenario, b.baseline).Rate*b.least, 50)
 		}
 		for _, system := range []string{"arpc-go", "arpc"} {
 			fig := figure{Round: round, Scenario: burnScenario.name, System: system}
