@@ -17,16 +17,26 @@ import (
 func fullHello() hello {
 	return hello{
 		version: protocolVersion, features: ourFeatures, maxBody: DefaultMaxBodyLen, metadata: 16 << 10,
-		window: 512 << 10, connWindow: 16 << 20, streams: 1024,
+		window: 512 << 10, connWindow: 16 << 20, streams: 1024, codecs: "json",
 	}
 }
 
+// plainHello is it without the name of the codec.
+func plainHello() hello {
+	h := fullHello()
+	h.codecs = ""
+	return h
+}
+
 // fullHelloHex is the same in bytes, written down by hand.
-const fullHelloHex = "61727063" + "02" + "20" + "0000" + "1f000000" + "f0ffff03" + "00400000" + "00000800" + "00000001" + "00040000"
+const fullHelloHex = plainHelloHex + "046a736f6e"
+
+// plainHelloHex is it without the name of the codec.
+const plainHelloHex = "61727063" + "02" + "20" + "0000" + "1f000000" + "f0ffff03" + "00400000" + "00000800" + "00000001" + "00040000"
 
 const (
-	helloPingHex = "20000000" + "00040000" + "0000000000000000" + fullHelloHex
-	helloPongHex = "20000000" + "00050000" + "0000000000000000" + fullHelloHex
+	helloPingHex = "25000000" + "00040000" + "0000000000000000" + fullHelloHex
+	helloPongHex = "25000000" + "00050000" + "0000000000000000" + fullHelloHex
 )
 
 // dialGreeted connects to a server and agrees with it on what h offers.
@@ -145,7 +155,7 @@ func TestHelloEncoding(t *testing.T) {
 
 // changed returns fullHello's bytes with some of them replaced, and more after them.
 func changed(at int, with string, more ...string) string {
-	return fullHelloHex[:2*at] + with + fullHelloHex[2*at+len(with):] + strings.Join(more, "")
+	return plainHelloHex[:2*at] + with + plainHelloHex[2*at+len(with):] + strings.Join(more, "")
 }
 
 // Bytes of a HELLO that is understood although it is not what this version sends.
@@ -160,17 +170,17 @@ func TestHelloTolerates(t *testing.T) {
 		{"a fixed part that ends with the body", changed(5, "24", "deadbeef"), func(*hello) {}},
 		{"version 3", changed(4, "03"), func(h *hello) { h.version = 3 }},
 		{"unknown features", changed(8, "1f0000f0"), func(h *hello) { h.features |= 0xf0000000 }},
-		{"no windows without streams", changed(8, "17000000", "")[:2*20] + "0000000000000000" + fullHelloHex[2*28:],
+		{"no windows without streams", changed(8, "17000000", "")[:2*20] + "0000000000000000" + plainHelloHex[2*28:],
 			func(h *hello) { h.features, h.window, h.connWindow = 0x17, 0, 0 }},
 		{"the smallest body and windows", changed(12, "01000000"+"00000000"+"00100000"+"00100000"+"00000000"),
 			func(h *hello) { h.maxBody, h.metadata, h.window, h.connWindow, h.streams = 1, 0, 4096, 4096, 0 }},
 		{"the largest windows", changed(20, "ffffff7f"+"ffffff7f"),
 			func(h *hello) { h.window, h.connWindow = math.MaxInt32, math.MaxInt32 }},
-		{"4096 bytes", fullHelloHex + names + "ee" + strings.Repeat("62", 238), func(h *hello) {
+		{"4096 bytes", plainHelloHex + names + "ee" + strings.Repeat("62", 238), func(h *hello) {
 			h.codecs = strings.Repeat(strings.Repeat("a", 254)+",", 15) + strings.Repeat("b", 238)
 		}},
 	} {
-		want := fullHello()
+		want := plainHello()
 		tt.want(&want)
 		if h, err := parseHello(unhex(tt.body)); err != nil || h != want {
 			t.Errorf("%s:\n got %+v, %v\nwant %+v", tt.name, h, err, want)
@@ -180,8 +190,8 @@ func TestHelloTolerates(t *testing.T) {
 
 var malformedHellos = []struct{ name, body, reason string }{
 	{"the magic alone", "61727063", "4 bytes"},
-	{"one byte short", fullHelloHex[:2*31], "31 bytes"},
-	{"above 4096 bytes", fullHelloHex + strings.Repeat("0161", 2033), "4098 bytes"},
+	{"one byte short", plainHelloHex[:2*31], "31 bytes"},
+	{"above 4096 bytes", plainHelloHex + strings.Repeat("0161", 2033), "4098 bytes"},
 	{"version 0", changed(4, "00"), "version 0"},
 	{"version 1", changed(4, "01"), "version 1"},
 	{"fixed part of 0", changed(5, "00"), "fixed part of 0 bytes"},
@@ -192,11 +202,11 @@ var malformedHellos = []struct{ name, body, reason string }{
 	{"no window", changed(20, "00000000"), "windows of 0"},
 	{"less for all streams than for one", changed(24, "ffff0700"), "windows of 524288 and 524287"},
 	{"a window above 31 bits", changed(24, "00000080"), "windows of 524288 and 2147483648"},
-	{"an empty name", fullHelloHex + "00", "names"},
-	{"an empty name after another", fullHelloHex + "016100", "names"},
-	{"a name beyond the end", fullHelloHex + "0261", "names"},
-	{"a name's length and nothing else", fullHelloHex + "01", "names"},
-	{"a comma in a name", fullHelloHex + "03612c62", "names"},
+	{"an empty name", plainHelloHex + "00", "names"},
+	{"an empty name after another", plainHelloHex + "016100", "names"},
+	{"a name beyond the end", plainHelloHex + "0261", "names"},
+	{"a name's length and nothing else", plainHelloHex + "01", "names"},
+	{"a comma in a name", plainHelloHex + "03612c62", "names"},
 }
 
 func TestHelloMalformed(t *testing.T) {
@@ -273,7 +283,7 @@ func TestHelloAnswer(t *testing.T) {
 // The limits of both ends stand in their HELLOs.
 func TestHelloLimits(t *testing.T) {
 	limits := Limits{Metadata: 100, Streams: 5, StreamWindow: 1, StreamWindows: 20000} // a window has at least 4096 bytes
-	const want = "6172706302200000" + "1f000000" + "00200000" + "64000000" + "00100000" + "204e0000" + "05000000"
+	const want = "6172706302200000" + "1f000000" + "00200000" + "64000000" + "00100000" + "204e0000" + "05000000" + "046a736f6e"
 	h := NewHandler()
 	h.SetMaxBodyLen(8192)
 	p, client, _ := startDial(t, listenRaw(t), h, limits)
@@ -377,7 +387,7 @@ func TestHelloCodecName(t *testing.T) {
 	}()
 	p := dialRaw(t, ln.Addr().String())
 	p.send(unhex(helloPingHex))
-	p.wants("answer", "25"+helloPongHex[2:]+"04"+hex.EncodeToString([]byte("mine")))
+	p.wants("answer", "25"+helloPongHex[2:len(helloPongHex)-8]+hex.EncodeToString([]byte("mine")))
 	p.Close() //nolint:errcheck // Stop waits for it, a second at most
 }
 

@@ -106,3 +106,6 @@ func tooDeep(data []byte) bool {
 	}
 	return false
 }
+
+// Name returns "json", the name by which peers know the codec.
+func (JSONCodec) Name() string { return "json" }

@@ -41,3 +41,6 @@ func (Protobuf) Unmarshal(data []byte, v any) error {
 func notProto(v any) error {
 	return fmt.Errorf("%w: %T", ErrNotProto, v)
 }
+
+// Name returns "protobuf", the name by which peers know the codec.
+func (Protobuf) Name() string { return "protobuf" }

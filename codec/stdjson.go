@@ -14,3 +14,6 @@ func (StdJSON) Marshal(v any) ([]byte, error) {
 func (StdJSON) Unmarshal(data []byte, v any) error {
 	return json.Unmarshal(data, v)
 }
+
+// Name returns "json", the name by which peers know the codec.
+func (StdJSON) Name() string { return "json" }
