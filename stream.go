@@ -393,6 +393,9 @@ func (s *Stream) Reset(err error) {
 	l := s.link
 	l.cn.Lock()
 	if s.over || s.recvErr != nil && s.sendErr != nil && s.recvEnd {
+		if len(s.in) > 0 {
+			s.recvErr = err // what is dropped must not look like an ordinary end
+		}
 		n := s.dropLocked()
 		l.gaveBackLocked(nil, n) // unlocks
 		return
@@ -1217,6 +1220,9 @@ func (s *Stream) handled() {
 		s.finish(errStreamHandled)
 	}
 	l.cn.Lock()
+	if len(s.in) > 0 {
+		s.recvErr = errStreamHandled // as in Reset
+	}
 	n := s.dropLocked()
 	l.gaveBackLocked(nil, n) // unlocks
 }
