@@ -406,6 +406,7 @@ func (s *Stream) Reset(err error) {
 		tell = false // version 1: it has sent its last frame
 	}
 	s.recvErr, s.sendErr = err, err
+	s.cancel(err) // before anybody finds out
 	n := s.dropLocked()
 	if s.v2 || s.local && !s.opened || s.recvEnd {
 		s.removeLocked()
@@ -432,7 +433,7 @@ func (s *Stream) ownBit() byte {
 	return 0
 }
 
-// finish ends the context.
+// finish ends the context and what watches the one that the stream was opened with.
 func (s *Stream) finish(cause error) {
 	s.cancel(cause)
 	if s.stop != nil {
@@ -449,9 +450,10 @@ func (s *Stream) lost(err error) {
 	if s.sendErr == nil {
 		s.sendErr = err
 	}
+	s.cancel(err) // before anybody finds out
 	s.removeLocked()
 	s.link.cn.Unlock()
-	s.finish(err) // before anybody finds out
+	s.finish(err)
 	s.wake()
 }
 
@@ -695,13 +697,15 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 		if try {
 			l.cn.Lock()
 			if err := s.sendErr; err != nil {
+				s.payLocked(-len(raw))
+				wake(l.streamsLocked().wake)
 				l.cn.Unlock()
 				return err
 			}
 		} else {
 			if err := s.room(ctx, n, false); err != nil {
-				if begun && ctx.Err() != nil {
-					s.Reset(err)
+				if begun && (ctx.Err() != nil || s.ctx.Err() != nil) {
+					s.cutShort(err)
 				}
 				return err
 			}
@@ -714,6 +718,16 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 		if raw = raw[n:]; len(raw) == 0 {
 			return nil
 		}
+	}
+}
+
+// cutShort resets the stream after a part of a message was sent: nothing may follow that part.
+func (s *Stream) cutShort(err error) {
+	s.link.cn.Lock()
+	over := s.sendErr != nil
+	s.link.cn.Unlock()
+	if !over { // or it would drop what can still be received
+		s.Reset(err)
 	}
 }
 
@@ -904,6 +918,7 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 		if err != nil {
 			l.cn.Lock()
 			s.payLocked(-len(p)) // it was not sent
+			wake(l.streamsLocked().wake)
 			l.cn.Unlock()
 			s.Reset(err)
 		}
@@ -1070,7 +1085,11 @@ func (s *Stream) arrived(b *batch, frame, payload []byte, none bool, flag byte, 
 		ended = s.endedLocked()
 	}
 	wake(s.recvWake)
-	l.gaveBackLocked(s, dropped) // unlocks
+	if ended {
+		l.gaveBackLocked(nil, dropped) // removing it has given back only what waits; unlocks
+	} else {
+		l.gaveBackLocked(s, dropped) // unlocks
+	}
 	if overflow != nil {
 		s.Reset(overflow)
 	}
@@ -1270,6 +1289,7 @@ func (l *link) streamControl(frame []byte) error {
 	if s.sendErr == nil {
 		s.sendErr = err
 	}
+	s.cancel(err) // before anybody finds out
 	s.recvEnd = true
 	s.removeLocked()
 	l.gaveBackLocked(nil, 0) // unlocks

@@ -386,107 +386,109 @@ func FuzzStreamProgram(f *testing.F) {
 	}
 	f.Add(byte(3), []byte{0, 0, 1, 6, 1, 6, 1, 6, 1, 6, 13, 255, 1, 7, 1, 7, 10, 1, 13, 100, 10, 6})
 	f.Add(byte(7), []byte{0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 8, 8, 8, 16, 8, 24, 13, 200, 6, 0, 6, 8, 10, at(0, 2, 0), 10, at(1, 2, 0)})
-	f.Fuzz(func(t *testing.T, how byte, prog []byte) {
-		if len(prog) > 300 {
-			return
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		defer cancel()
-		p := &streamProgram{t: t, ctx: ctx, byID: map[programID]*programStream{}}
-		window := []int{4 << 10, 16 << 10, 64 << 10}[how/4%3]
-		limits := Limits{StreamWindow: window, StreamWindows: window * (1 + int(how/12%3)), Streams: 20}
-		h := [2]Handler{NewHandler(), NewHandler()}
-		for i := range h {
-			h[i].HandleStream("/s", p.handler(1-i))
-			h[i].Handle("/works", echo)
-			h[i].SetMaxReconnectTimes(1)
-		}
-		ln, dial := Pipe()
-		adapter := StdConns(0)
-		if how%4 < 3 {
-			var err error
-			ln, err = net.Listen("tcp", "127.0.0.1:0")
-			must(t, err)
-			dial, adapter = dialer(ln.Addr().String()), adapters[how%4].opt
-		}
-		accepted := make(chan *Client, 1)
-		h[1].HandleConnected(func(c *Client) { accepted <- c })
-		server := NewServer(h[1], adapter, limits)
-		served := make(chan error, 1)
-		go func() { served <- server.Serve(ln) }()
-		once := false
-		c, err := NewClient(func() (net.Conn, error) {
-			if once {
-				return nil, io.ErrClosedPipe // one connection only
-			}
-			once = true
-			return dial()
-		}, h[0], limits, Backoff(time.Microsecond, time.Microsecond))
+	f.Fuzz(runStreamProgram)
+}
+
+func runStreamProgram(t *testing.T, how byte, prog []byte) {
+	if len(prog) > 300 {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	p := &streamProgram{t: t, ctx: ctx, byID: map[programID]*programStream{}}
+	window := []int{4 << 10, 16 << 10, 64 << 10}[how/4%3]
+	limits := Limits{StreamWindow: window, StreamWindows: window * (1 + int(how/12%3)), Streams: 20}
+	h := [2]Handler{NewHandler(), NewHandler()}
+	for i := range h {
+		h[i].HandleStream("/s", p.handler(1-i))
+		h[i].Handle("/works", echo)
+		h[i].SetMaxReconnectTimes(1)
+	}
+	ln, dial := Pipe()
+	adapter := StdConns(0)
+	if how%4 < 3 {
+		var err error
+		ln, err = net.Listen("tcp", "127.0.0.1:0")
 		must(t, err)
-		p.ends = [2]*Client{c, recv(t, accepted, "connection")}
-		for i := 0; i+1 < len(prog); i += 2 {
-			p.step(prog[i], prog[i+1])
-			p.check()
+		dial, adapter = dialer(ln.Addr().String()), adapters[how%4].opt
+	}
+	accepted := make(chan *Client, 1)
+	h[1].HandleConnected(func(c *Client) { accepted <- c })
+	server := NewServer(h[1], adapter, limits)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ln) }()
+	once := false
+	c, err := NewClient(func() (net.Conn, error) {
+		if once {
+			return nil, io.ErrClosedPipe // one connection only
 		}
-		cancel() // ends what has a context, and the handlers; the streams' ends do the rest
-		each := func(f func(*Stream)) {
-			p.mu.Lock()
-			all := append([]*programStream(nil), p.streams...)
-			p.mu.Unlock()
-			for _, ps := range all {
-				for side := range 2 {
-					ps.deaf[side].Store(true)
-					if s := ps.ends[side].Load(); s != nil {
-						f(s)
-					}
-				}
-				if ps.cancel != nil {
-					ps.cancel()
-				}
-			}
-		}
-		each(func(s *Stream) { s.Reset(CodeAborted) })
-		waitGroup(t, &p.wg, "end of the program's operations")
-		if !p.cut.Load() {
-			state := func() string {
-				each(func(s *Stream) { s.CloseRecv() })
-				var credit, owed, open [2]int
-				for i, c := range p.ends {
-					c.streamsOf(func(ls *linkStreams) {
-						credit[i], owed[i], open[i] = ls.credit, ls.owed, len(ls.ours)+len(ls.theirs)
-					})
-				}
-				all := limits.StreamWindows
-				if open == [2]int{} && credit[0]+owed[1] == all && credit[1]+owed[0] == all {
-					return ""
-				}
-				return fmt.Sprintf("%d streams, credit %d, owed %d of %d", open, credit, owed, all)
-			}
-			for end := time.Now().Add(patience / 3); state() != ""; time.Sleep(time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("not settled: %s", state())
-				}
-			}
-		}
+		once = true
+		return dial()
+	}, h[0], limits, Backoff(time.Microsecond, time.Microsecond))
+	must(t, err)
+	p.ends = [2]*Client{c, recv(t, accepted, "connection")}
+	for i := 0; i+1 < len(prog); i += 2 {
+		p.step(prog[i], prog[i+1])
 		p.check()
-		c.Stop()
-		server.Stop()
-		recv(t, served, "return from Serve")
-		for _, ps := range p.streams {
+	}
+	cancel() // ends what has a context, and the handlers; the streams' ends do the rest
+	each := func(f func(*Stream)) {
+		p.mu.Lock()
+		all := append([]*programStream(nil), p.streams...)
+		p.mu.Unlock()
+		for _, ps := range all {
 			for side := range 2 {
-				if ps.eof[side] && ps.got[side] != ps.sent[1-side] || ps.got[side] > ps.sent[1-side] && !p.cut.Load() {
-					t.Errorf("%d messages received, %d sent (in order: %v)", ps.got[side], ps.sent[1-side], ps.eof[side])
+				ps.deaf[side].Store(true)
+				if s := ps.ends[side].Load(); s != nil {
+					f(s)
 				}
 			}
-		}
-		for end := time.Now().Add(patience); ; runtime.Gosched() {
-			left := ourGoroutines("core.watch(")
-			if len(left) == 0 {
-				break
+			if ps.cancel != nil {
+				ps.cancel()
 			}
+		}
+	}
+	each(func(s *Stream) { s.Reset(CodeAborted) })
+	waitGroup(t, &p.wg, "end of the program's operations")
+	if !p.cut.Load() {
+		state := func() string {
+			each(func(s *Stream) { s.CloseRecv() })
+			var credit, owed, open [2]int
+			for i, c := range p.ends {
+				c.streamsOf(func(ls *linkStreams) {
+					credit[i], owed[i], open[i] = ls.credit, ls.owed, len(ls.ours)+len(ls.theirs)
+				})
+			}
+			all := limits.StreamWindows
+			if open == [2]int{} && credit[0]+owed[1] == all && credit[1]+owed[0] == all {
+				return ""
+			}
+			return fmt.Sprintf("%d streams, credit %d, owed %d of %d", open, credit, owed, all)
+		}
+		for end := time.Now().Add(patience / 6); state() != ""; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("%d goroutines left:\n%s", len(left), left[0])
+				t.Fatalf("not settled: %s", state())
 			}
 		}
-	})
+	}
+	p.check()
+	c.Stop()
+	server.Stop()
+	recv(t, served, "return from Serve")
+	for _, ps := range p.streams {
+		for side := range 2 {
+			if ps.eof[side] && ps.got[side] != ps.sent[1-side] || ps.got[side] > ps.sent[1-side] && !p.cut.Load() {
+				t.Errorf("%d messages received, %d sent (in order: %v)", ps.got[side], ps.sent[1-side], ps.eof[side])
+			}
+		}
+	}
+	for end := time.Now().Add(patience); ; runtime.Gosched() {
+		left := ourGoroutines("core.watch(")
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines left:\n%s", len(left), left[0])
+		}
+	}
 }

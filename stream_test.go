@@ -1298,6 +1298,63 @@ func TestStreamCloseRecv(t *testing.T) {
 	})
 }
 
+// The last message of a stream gives its credit back also where nobody receives it.
+func TestStreamLastMessageDropped(t *testing.T) {
+	const window = 16 << 10
+	onStreams(t, streamSetup{limits: Limits{StreamWindow: window, StreamWindows: window}}, func(t *testing.T, e *streamEnds) {
+		ended := e.handle("/s", func(s *Stream) error { return s.SendAndClose(make([]byte, 3000)) })
+		for range 2 * window / 3000 { // beyond the connection's window
+			s := e.open(t, "/s")
+			must(t, s.CloseRecv())
+			must(t, s.CloseSend())
+			if err := recv(t, ended, "handler"); err != io.EOF {
+				t.Fatal(err)
+			}
+			recv(t, s.Context().Done(), "end of the stream")
+		}
+		e.settled(t)
+	})
+}
+
+// After a part of a message nothing else is sent, as the peer would take it for the rest.
+func TestStreamCutShort(t *testing.T) {
+	onStreams(t, streamSetup{limits: Limits{StreamWindow: 16 << 10, StreamWindows: 16 << 10}}, func(t *testing.T, e *streamEnds) {
+		release := make(chan struct{})
+		ended := e.handle("/s", func(s *Stream) error {
+			<-release
+			var b []byte
+			if err := s.Recv(&b); err == nil {
+				t.Errorf("received %d bytes of what was sent in part", len(b))
+				return nil
+			} else {
+				return err
+			}
+		})
+		ctx, cancel := context.WithCancel(context.Background())
+		s := e.open(t, "/s")
+		sent := make(chan error, 1)
+		go func() { sent <- s.SendWith(ctx, make([]byte, 20<<10)) }()
+		eventually(t, "first part", func() bool { n, _ := queuedAt(e.far); return n == 16<<10 })
+		cancel()
+		wantCode(t, "the message sent in part", recv(t, sent, "return from SendWith"), CodeCanceled)
+		wantCode(t, "the next message", s.Send("x"), CodeCanceled)
+		release <- struct{}{}
+		wantCode(t, "Recv of the handler", recv(t, ended, "handler"), CodeCanceled)
+		e.settled(t)
+
+		// The stream's own deadline does the same, also when it is noticed here first.
+		ctx, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
+		defer cancel()
+		s, err := e.near.OpenStream(ctx, "/s")
+		must(t, err)
+		wantCode(t, "the message sent in part", s.Send(make([]byte, 70<<10)), CodeDeadlineExceeded)
+		wantCode(t, "the next message", s.Send("x"), CodeDeadlineExceeded)
+		release <- struct{}{}
+		wantCode(t, "Recv of the handler", recv(t, ended, "handler"), CodeDeadlineExceeded)
+		e.settled(t)
+	})
+}
+
 func TestStreamManySenders(t *testing.T) {
 	const senders, each = 8, 60
 	onStreams(t, streamSetup{limits: Limits{StreamWindow: 64 << 10}}, func(t *testing.T, e *streamEnds) {
