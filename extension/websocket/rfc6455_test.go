@@ -273,6 +273,46 @@ func TestServerEndsTCP(t *testing.T) {
 			p.wants(8, nil)
 			p.wantsEnd()
 		})
+		for _, tt := range []struct {
+			name, in string
+			code     uint16
+		}{
+			{"the client is at fault", "820161", 1002},
+			{"in a frame's contents", "8184M61ff6162 8281M61", 1007},
+			{"in a malformed arpc frame", "8290M 00000000 00 3f 00 00 0100000000000000", 1008},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				p := dialRaw(t, url, "")
+				p.send(unhex(t, tt.in))
+				p.wantsClose(tt.code)
+				p.send(message(fin|8, binary.BigEndian.AppendUint16(nil, tt.code)))
+				p.wantsEnd()
+			})
+		}
+		t.Run("the client's close is malformed", func(t *testing.T) {
+			p := dialRaw(t, url, "")
+			p.send(message(fin|8, []byte{3}))
+			p.wantsClose(1002)
+			p.wantsEnd()
+		})
+	})
+}
+
+// Nothing follows the close frame, RFC 6455 section 5.5.1, whatever is being answered meanwhile.
+func TestNothingAfterClose(t *testing.T) {
+	setup := func(h arpc.Handler) { h.Handle("/async", echo, true) }
+	onAdapters(t, func(t *testing.T, adapter arpc.ServerOption) {
+		url := serve(t, setup, []arpc.ServerOption{adapter})
+		for range 30 {
+			p := dialRaw(t, url, "")
+			var all [][]byte
+			for seq := range uint64(50) {
+				all = append(all, message(fin|bin, arpcFrame(arpc.CmdRequest, seq+1, "/async", "x")))
+			}
+			p.send(append(all, message(fin|8, []byte{3, 232}))...)
+			p.wantsClose(1000)
+			p.wantsEnd()
+		}
 	})
 }
 

@@ -36,12 +36,21 @@ const maxEmpty = 100
 type Error struct {
 	Status Status
 	Text   string
+	last   bool // the peer has sent its close frame and waits for ours
 }
 
 // Status is the code of a close frame.
 type Status = ws.StatusCode
 
 func (e *Error) Error() string { return fmt.Sprintf("websocket: %s (status %d)", e.Text, e.Status) }
+
+// Unwrap returns io.EOF when the peer sends nothing more.
+func (e *Error) Unwrap() error {
+	if e.last {
+		return io.EOF
+	}
+	return nil
+}
 
 // Closed is the end of a connection that the peer has closed with a status other than an ordinary one, or with a reason.
 type Closed struct {
@@ -61,8 +70,9 @@ func (c *Closed) Unwrap() error { return io.EOF }
 
 // Stage implements core.Stage.
 //
-//	open --close frame received--> answered (the end of input)
+//	open --close frame received--> the end of input, --Goodbye--> answered
 //	open --Goodbye--> said --close frame received--> the end of input
+//	open --fault--> nothing but a close frame is recognised, --Goodbye--> said --close frame received--> the end of input
 type Stage struct {
 	cfg *Config
 
@@ -80,7 +90,8 @@ type Stage struct {
 	size    int64 // bytes of the message so far
 	rare    *rare
 
-	said   atomic.Bool // a close frame was sent
+	said   atomic.Bool            // a close frame was sent
+	answer atomic.Pointer[[]byte] // the close frame that answers the peer's
 	single atomic.Bool
 }
 
@@ -100,6 +111,7 @@ const (
 	fragmented                   // a message is incomplete
 	text                         // the message is text
 	packed                       // the message is compressed
+	deaf                         // after a fault: nothing is decoded but a close frame
 	ended                        // nothing is decoded any more
 )
 
@@ -130,14 +142,53 @@ func (s *Stage) Decode(p []byte, reply func([]byte)) ([]byte, error) {
 	if s.is(ended) {
 		return nil, nil
 	}
-	out, err := s.decode(p, reply)
-	if err != nil {
+	if s.is(deaf) {
+		return nil, s.await(p)
+	}
+	out, rest, err := s.decode(p, reply)
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
 		s.flags |= ended
+	default:
+		s.flags |= deaf
+		var fault *Error
+		if s.await(rest) != nil && errors.As(err, &fault) { // it has closed already
+			err = &Error{fault.Status, fault.Text, true}
+		}
 	}
 	return out, err
 }
 
-func (s *Stage) decode(p []byte, reply func([]byte)) ([]byte, error) {
+// await looks for the close frame that answers the one which said that the peer is at fault, so that the connection ends with
+// it: the peer waits for that, RFC 6455 section 7.1.1. Whatever else the peer sends is skipped.
+func (s *Stage) await(p []byte) error {
+	for {
+		take := min(s.left, int64(len(p)))
+		s.left -= take
+		if p = p[take:]; s.left > 0 {
+			return nil
+		}
+		if s.is(inFrame) && s.opcode == ws.OpClose {
+			s.flags |= ended
+			return io.EOF
+		}
+		s.flags &^= inFrame
+		rest, h, ok, err := s.readHeader(p)
+		switch {
+		case err != nil: // what follows cannot be told apart
+			s.flags |= ended
+			return io.EOF
+		case !ok:
+			return nil
+		}
+		p = rest
+		s.flags |= inFrame
+		s.left, s.opcode = h.Length, h.OpCode
+	}
+}
+
+func (s *Stage) decode(p []byte, reply func([]byte)) (out, rest []byte, err error) {
 	whole, n := p, 0 // whole[:n] is what has been decoded in place
 	var more []byte  // decoded elsewhere, and all that follows
 	add := func(b []byte) {
@@ -158,13 +209,13 @@ func (s *Stage) decode(p []byte, reply func([]byte)) ([]byte, error) {
 	}
 	for {
 		if !s.is(inFrame) {
-			rest, err := s.header(p)
-			if err != nil {
-				return result(), err
+			var h ws.Header
+			var ok bool
+			if p, h, ok, err = s.readHeader(p); err == nil && ok {
+				err = s.begin(h)
 			}
-			p = rest
-			if !s.is(inFrame) {
-				return result(), nil
+			if err != nil || !ok {
+				return result(), p, err
 			}
 		}
 		take := int(min(s.left, int64(len(p))))
@@ -182,17 +233,17 @@ func (s *Stage) decode(p []byte, reply func([]byte)) ([]byte, error) {
 			s.extra().packed = append(s.rare.packed, data...)
 		default:
 			if s.is(text) && !s.validText(data) {
-				return result(), errText
+				return result(), p, errText
 			}
 			add(data)
 		}
 		if s.left > 0 {
-			return result(), nil
+			return result(), p, nil
 		}
 		s.flags &^= inFrame
 		if s.opcode.IsControl() {
 			if err := s.control(reply); err != nil {
-				return result(), err
+				return result(), p, err
 			}
 			continue
 		}
@@ -203,12 +254,12 @@ func (s *Stage) decode(p []byte, reply func([]byte)) ([]byte, error) {
 		if s.is(packed) {
 			plain, err := s.inflate()
 			if err != nil {
-				return result(), err
+				return result(), p, err
 			}
 			add(plain)
 		}
 		if s.is(text) && s.tailLen > 0 {
-			return result(), errText
+			return result(), p, errText
 		}
 		s.flags &^= fragmented | text | packed
 		s.size, s.tailLen, s.empty = 0, 0, 0
@@ -216,10 +267,10 @@ func (s *Stage) decode(p []byte, reply func([]byte)) ([]byte, error) {
 }
 
 var (
-	errText    = &Error{ws.StatusInvalidFramePayloadData, "a text message is not UTF-8"}
-	errTooBig  = &Error{ws.StatusMessageTooBig, "a message is above the limit"}
-	errInflate = &Error{ws.StatusInvalidFramePayloadData, "a compressed message is malformed"}
-	errEmpty   = &Error{ws.StatusPolicyViolation, "too many empty fragments"}
+	errText    = &Error{Status: ws.StatusInvalidFramePayloadData, Text: "a text message is not UTF-8"}
+	errTooBig  = &Error{Status: ws.StatusMessageTooBig, Text: "a message is above the limit"}
+	errInflate = &Error{Status: ws.StatusInvalidFramePayloadData, Text: "a compressed message is malformed"}
+	errEmpty   = &Error{Status: ws.StatusPolicyViolation, Text: "too many empty fragments"}
 )
 
 var readers = sync.Pool{New: func() any { return &headReader{} }}
@@ -229,9 +280,9 @@ type headReader struct {
 	buf [ws.MaxHeaderSize]byte
 }
 
-// header takes a frame's header from p, of which a part may have come before. It returns what follows; the frame has begun if
-// inFrame is set.
-func (s *Stage) header(p []byte) ([]byte, error) {
+// readHeader takes a frame's header from p, of which a part may have come before. It returns what follows, and whether the header
+// is complete.
+func (s *Stage) readHeader(p []byte) (rest []byte, h ws.Header, ok bool, err error) {
 	for {
 		need := 2
 		if s.headLen >= 2 {
@@ -241,7 +292,7 @@ func (s *Stage) header(p []byte) ([]byte, error) {
 			break
 		}
 		if len(p) == 0 {
-			return p, nil
+			return p, h, false, nil
 		}
 		n := copy(s.head[s.headLen:need], p)
 		s.headLen += uint8(n)
@@ -252,14 +303,14 @@ func (s *Stage) header(p []byte) ([]byte, error) {
 	}
 	r := readers.Get().(*headReader)
 	r.r.Reset(s.head[:s.headLen])
-	h, err := ws.ReadHeaderBuffer(&r.r, r.buf[:])
+	h, err = ws.ReadHeaderBuffer(&r.r, r.buf[:])
 	r.r.Reset(nil)
 	readers.Put(r)
 	s.headLen = 0
 	if err != nil {
-		return p, &Error{ws.StatusProtocolError, err.Error()}
+		return p, h, false, &Error{Status: ws.StatusProtocolError, Text: err.Error()}
 	}
-	return p, s.begin(h)
+	return p, h, true, nil
 }
 
 // headerLen is the length of a header whose second byte is b.
@@ -279,6 +330,8 @@ func headerLen(b byte) int {
 
 // begin checks a header and begins its frame.
 func (s *Stage) begin(h ws.Header) error {
+	s.opcode, s.left, s.mask, s.pos = h.OpCode, h.Length, h.Mask, 0
+	s.flags = s.flags&^(fin|masked) | inFrame
 	state := ws.StateServerSide
 	if s.cfg.Client {
 		state = ws.StateClientSide
@@ -291,10 +344,8 @@ func (s *Stage) begin(h ws.Header) error {
 		h.Rsv &^= 0x4
 	}
 	if err := ws.CheckHeader(h, state); err != nil {
-		return &Error{ws.StatusProtocolError, err.Error()}
+		return &Error{Status: ws.StatusProtocolError, Text: err.Error()}
 	}
-	s.flags = s.flags&^(fin|masked) | inFrame
-	s.opcode, s.left, s.mask, s.pos = h.OpCode, h.Length, h.Mask, 0
 	if h.Masked {
 		s.flags |= masked
 	}
@@ -340,20 +391,19 @@ func (s *Stage) control(reply func([]byte)) error {
 	}
 	status, reason := ws.ParseCloseFrameData(p)
 	if len(p) == 1 {
-		return &Error{ws.StatusProtocolError, "a close frame of one byte"}
+		return &Error{Status: ws.StatusProtocolError, Text: "a close frame of one byte", last: true}
 	}
 	if len(p) > 0 {
 		if !validStatus(status) || !utf8.ValidString(reason) {
-			return &Error{ws.StatusProtocolError, "a malformed close frame"}
+			return &Error{Status: ws.StatusProtocolError, Text: "a malformed close frame", last: true}
 		}
 	}
-	if s.said.CompareAndSwap(false, true) {
-		var body []byte
-		if len(p) > 0 {
-			body = ws.NewCloseFrameBody(status, "")
-		}
-		reply(s.frame(ws.NewCloseFrame(body)))
+	var body []byte
+	if len(p) > 0 {
+		body = ws.NewCloseFrameBody(status, "")
 	}
+	answer := s.frame(ws.NewCloseFrame(body))
+	s.answer.Store(&answer)
 	if len(p) > 0 && (status != ws.StatusNormalClosure && status != ws.StatusGoingAway || reason != "") {
 		return &Closed{status, reason}
 	}
@@ -530,6 +580,9 @@ func deflate(p []byte) (n int) {
 func (s *Stage) Goodbye(err error) []byte {
 	if !s.said.CompareAndSwap(false, true) {
 		return nil
+	}
+	if answer := s.answer.Load(); answer != nil {
+		return *answer
 	}
 	var own *Error
 	status, reason := ws.StatusCode(0), ""

@@ -55,7 +55,8 @@ func config(change func(*Config)) *Config {
 type outcome struct {
 	out, replies []byte
 	err          error
-	most         int // bytes that one Decode has returned at most
+	most         int  // bytes that one Decode has returned at most
+	ended        bool // the input has ended after a fault
 }
 
 // decodeIn feeds a Stage with pieces, each in memory of its own with nothing behind it.
@@ -67,13 +68,21 @@ func decodeIn(t testing.TB, s *Stage, data []byte, next func(left int) int) outc
 		p := append(make([]byte, 0, k), data[:k]...)
 		data = data[k:]
 		out, err := s.Decode(p, func(raw []byte) { o.replies = append(o.replies, raw...) })
-		if o.err != nil && (len(out) > 0 || err != nil) {
+		if o.err != nil && (len(out) > 0 || err != nil && (err != io.EOF || o.ended || errors.Is(o.err, io.EOF))) {
 			t.Fatalf("after %v: %d bytes, %v", o.err, len(out), err)
+		}
+		if o.err != nil && err != nil {
+			o.ended = true
+			continue
 		}
 		o.out = append(o.out, out...)
 		o.most = max(o.most, len(out))
 		if err != nil {
 			o.err = err
+			var fault *Error
+			if !errors.As(err, &fault) {
+				o.replies = append(o.replies, s.Goodbye(err)...) // as core does then
+			}
 		}
 	}
 	return o
@@ -89,12 +98,12 @@ func status(t testing.TB, err error) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, io.EOF):
-		return 1
-	case !errors.As(err, &e):
+	case errors.As(err, &e):
+		return int(e.Status)
+	case !errors.Is(err, io.EOF):
 		t.Fatalf("unexpected %T: %v", err, err)
 	}
-	return int(e.Status)
+	return 1
 }
 
 // unmasked takes the masks off whole frames of a client.
@@ -507,6 +516,44 @@ func TestGoodbyeAndClose(t *testing.T) {
 	o = decodeIn(t, s, unhex(t, "8882M03e8"), atOnce)
 	if raw := s.Goodbye(errors.New("bye")); !errors.Is(o.err, io.EOF) || raw != nil {
 		t.Errorf("after the peer's close: %v, %x", o.err, raw)
+	}
+}
+
+// After a fault nothing but the peer's close frame is recognised, however it arrives: it ends the input.
+func TestCloseAfterFault(t *testing.T) {
+	for _, tt := range []struct{ name, fault, between string }{
+		{"reserved bits", "F281M61", ""},
+		{"unknown opcode", "8384M61626364", ""},
+		{"long control frame", "89FE0080M" + strings.Repeat("00", 128), ""},
+		{"not masked", "820161", ""},
+		{"not UTF-8", "8184M61FF6162", ""},
+		{"above the limit", "828BM" + strings.Repeat("61", 11), ""},
+		{"messages between", "F281M61", "8281M61 8980M 0181M61 810161"},
+		{"rest of it arrives later", "828BM6161", strings.Repeat("61", 9)},
+		{"lost track", "F281M61", "lost"},
+	} {
+		for _, next := range []func(int) int{atOnce, byBytes} {
+			s := New(config(limit10), true)
+			fault := decodeIn(t, s, unhex(t, tt.fault), next)
+			if status(t, fault.err) < 1002 || fault.ended {
+				t.Fatalf("%s: %v, ended: %v", tt.name, fault.err, fault.ended)
+			}
+			if tt.between == "lost" { // a length that cannot be: the end is not found any more
+				if _, err := s.Decode(unhex(t, "82FFFFFFFFFFFFFFFFFFM"), nil); err != io.EOF {
+					t.Errorf("%s: %v", tt.name, err)
+				}
+				continue
+			}
+			data := unhex(t, tt.between+"8882M03ea")
+			for i := range data {
+				if _, err := s.Decode(data[i:i+1], nil); (err == io.EOF) != (i == len(data)-1) || err != nil && err != io.EOF {
+					t.Fatalf("%s: byte %d of %d: %v", tt.name, i, len(data), err)
+				}
+			}
+			if out, err := s.Decode([]byte{1, 2, 3}, nil); out != nil || err != nil {
+				t.Errorf("%s: after the end %x, %v", tt.name, out, err)
+			}
+		}
 	}
 }
 
