@@ -13,7 +13,8 @@ import (
 type Stage interface {
 	// Decode takes bytes as they were read and returns what they wrap: in the same memory, from its beginning on, or in
 	// other memory that is valid until the next call. What the other end is to be told at once goes to reply, raw. io.EOF,
-	// or an error that is it, says that the peer has ended the connection in order; another error closes it. After an error it returns nothing.
+	// or an error that is it, says that the peer has ended the connection; another error closes it, and after that it returns
+	// nothing but io.EOF, when the peer has answered.
 	Decode(p []byte, reply func(raw []byte)) ([]byte, error)
 	// Single reports whether each frame is to be wrapped on its own, and SetSingle changes that.
 	Single() bool
