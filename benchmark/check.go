@@ -30,6 +30,7 @@ var rateBars = []struct {
 	{"S1", "arpc-go-json", "arpc-json", 2.5},
 	{"S1", "arpc-go-async", "arpc", 3.5},
 	{"S1", "arpc-go-meta", "arpc-go", 0.85},
+	{"S1", wsName, "arpc-go", 0.75},
 }
 
 // Further bars.
@@ -41,6 +42,7 @@ const (
 	idleBarConns    = 10_000 // for the next two
 	mostIdleAdded   = 12e6   // bytes, all connections together, default settings
 	mostIdlePerConn = 1024   // bytes each, all on the poller
+	mostIdleWS      = 20e6   // bytes, as many WebSocket connections together, default settings
 	idleLimitConns  = 19_000 // must be held at once
 )
 
@@ -66,7 +68,7 @@ func neededForCheck(scenario, system string) bool {
 func neededForIdleCheck(system string, conns int) bool {
 	switch conns {
 	case idleBarConns:
-		return system == defaultName || system == pollName
+		return system == defaultName || system == pollName || system == wsName
 	case idleLimitConns:
 		return system == defaultName
 	default:
@@ -127,6 +129,13 @@ func checkBars(r *results) []bar {
 		Name: fmt.Sprintf("idle, arpc-go: MB added by %d connections", idleBarConns),
 		Want: fmt.Sprintf("<= %.0f", mostIdleAdded/1e6), Got: fmt.Sprintf("%.1f", added/1e6),
 		OK: len(idle) > 0 && added <= mostIdleAdded,
+	})
+	ws := r.idleOf(wsName, idleBarConns)
+	added = idleMedian(ws, func(f *idleFigure) float64 { return float64(f.added()) })
+	bars = append(bars, bar{
+		Name: fmt.Sprintf("idle, %s: MB added by %d connections", wsName, idleBarConns),
+		Want: fmt.Sprintf("<= %.0f", mostIdleWS/1e6), Got: fmt.Sprintf("%.1f", added/1e6),
+		OK: len(ws) > 0 && added <= mostIdleWS,
 	})
 	poll := r.idleOf(pollName, idleBarConns)
 	each := idleMedian(poll, func(f *idleFigure) float64 { return f.PerConn })

@@ -35,6 +35,7 @@ func passing() *results {
 		}
 		r.Idle = append(r.Idle,
 			idleFigure{Round: round, System: defaultName, Conns: idleBarConns, Before: 1e6, Natural: 13e6},
+			idleFigure{Round: round, System: wsName, Conns: idleBarConns, Before: 1e6, Natural: 21e6},
 			idleFigure{Round: round, System: pollName, Conns: idleBarConns, PerConn: 1024},
 			idleFigure{Round: round, System: defaultName, Conns: idleLimitConns, Held: idleLimitConns},
 		)
@@ -81,7 +82,7 @@ func TestCheckBars(t *testing.T) {
 			}
 		}},
 		{"a figure that could not be taken", 1, func(r *results) { r.Failures = []string{"no"} }},
-		{"memory", 3, func(r *results) {
+		{"memory", 4, func(r *results) {
 			for i := range r.Idle {
 				r.Idle[i].Natural++
 				r.Idle[i].PerConn++

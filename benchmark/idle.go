@@ -40,9 +40,11 @@ type idleSystem struct {
 	about string
 	arpc  bool
 	serve func() (addr string, err error)
+	dial  func(addr string) (net.Conn, error) // nil for dialLoopback
 }
 
 var idleSystems = slices.Concat(arpcGoIdleSystems, []*idleSystem{
+	{name: wsName, about: "this project with its default settings, over WebSocket", arpc: true, serve: serveWebSocket, dial: dialWebSocket},
 	{name: "nbio", about: "plain nbio, an echo in OnData", serve: serveIdleNBIO},
 	{name: "goroutine", about: "plain net: a goroutine and a 4 KiB buffer per connection", serve: serveIdleNet},
 })
@@ -257,7 +259,11 @@ func (c *idleClient) obey(o order) (reply, error) {
 		}
 		c.conns = make([]net.Conn, o.Conns)
 		return c.each(func(i int) error {
-			conn, err := dialLoopback(o.Addr)
+			dial := c.sys.dial
+			if dial == nil {
+				dial = dialLoopback
+			}
+			conn, err := dial(o.Addr)
 			if err != nil {
 				return err
 			}
