@@ -1,79 +1,22 @@
 // Drives real Chromium: the webchat example, and a page against the Go server of the TypeScript client's tests.
 
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { tmpdir } from 'node:os';
-import { delimiter, join } from 'node:path';
-import { createInterface } from 'node:readline';
+import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import puppeteer from 'puppeteer-core';
+import { build, close, end, launch, open, root, start } from './harness.mjs';
 
-const here = import.meta.dirname, root = join(here, '../../..');
-const dir = mkdtempSync(join(tmpdir(), 'arpc-browser-'));
-const running = new Set();
-let browser;
-
-// Whatever happens, nothing that was started stays.
-process.on('exit', () => {
-  running.forEach((p) => p.kill('SIGKILL'));
-  browser?.process()?.kill('SIGKILL');
-  rmSync(dir, { recursive: true, force: true, maxRetries: 5 });
-});
-
-for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
+const here = import.meta.dirname;
 
 before(async () => {
-  const path = process.env.CHROMIUM ?? process.env.PATH.split(delimiter).map((d) => join(d, 'chromium')).find(existsSync);
-  if (!path) throw new Error('there is no chromium: npm run chromium installs it on Debian, or set CHROMIUM to its path');
   build('webchat', './examples/webchat');
   build('server', './extension/jsclient/test/server');
-  browser = await puppeteer.launch({
-    executablePath: path,
-    userDataDir: join(dir, 'profile'),
-    args: ['--no-sandbox', '--headless=new', '--disable-dev-shm-usage', '--disable-gpu', '--force-color-profile=srgb'],
-  });
+  await launch();
 }, { timeout: 180_000 });
 
-after(async () => {
-  await browser?.close();
-  for (const p of running) await end(p);
-});
-
-function build(name, pkg) {
-  execFileSync('go', ['build', '-o', join(dir, name), pkg], { cwd: root, env: { ...process.env, GOWORK: 'off' }, stdio: 'inherit' });
-}
-
-/** Starts a program, and returns what follows the prefix in its first line. */
-async function start(name, prefix, ...args) {
-  const p = spawn(join(dir, name), args, { stdio: ['pipe', 'pipe', 'inherit'] });
-  running.add(p);
-  const lines = createInterface({ input: p.stdout })[Symbol.asyncIterator]();
-  const { value } = await lines.next();
-  assert.ok(value?.startsWith(prefix), `${name} says ${value}`);
-  return [p, value.slice(prefix.length)];
-}
-
-async function end(p) {
-  const exited = once(p, 'exit');
-  p.kill('SIGKILL');
-  await exited;
-  running.delete(p);
-}
-
-/** A tab of its own browser context, whose faults are collected. */
-async function open(url, width = 1280, height = 800) {
-  const context = await browser.createBrowserContext(), page = await context.newPage();
-  page.setDefaultTimeout(20_000);
-  const faults = [];
-  page.on('pageerror', (e) => faults.push(String(e)));
-  page.on('console', (m) => m.type() === 'error' && faults.push(m.text()));
-  await page.setViewport({ width, height });
-  await page.goto(url);
-  return { page, faults, close: () => context.close() };
-}
+after(close);
 
 describe('webchat', () => {
   let server, url;

@@ -255,8 +255,8 @@ interface StreamContext {
 type StreamHandler<In, Out> = (stream: Stream<In, Out>, ctx: StreamContext) => unknown;
 
 /**
- * A stream. `for await` receives its messages; leaving the loop early resets the stream, next() takes a single one. A sender
- * waits while the other end has not received enough.
+ * A stream. `for await` receives its messages; leaving the loop early resets a stream that this end has opened, as others end with
+ * their handler; next() takes a single one. A sender waits while the other end has not received enough.
  */
 declare class Stream<In = unknown, Out = unknown> implements AsyncIterable<In>, AsyncIterator<In, undefined> {
     readonly route: string;
@@ -269,7 +269,7 @@ declare class Stream<In = unknown, Out = unknown> implements AsyncIterable<In>, 
     [Symbol.asyncIterator](): this;
     /** Receives the next message. It rejects with the error with which the stream has ended. */
     next(): Promise<IteratorResult<In, undefined>>;
-    /** Ends the stream, unless it has ended. */
+    /** Ends the stream that this end has opened, unless it has ended; that of a handler ends with the handler's answer or error. */
     return(): Promise<IteratorResult<In, undefined>>;
     /** Sends a message, after those before it; resolves when it was handed to the connection, which may have to wait for credit. */
     send(value: Out): Promise<void>;

@@ -58,9 +58,11 @@ class ArpcClient {
   private pinging?: ReturnType<typeof setInterval>;
 
   constructor(
-    readonly url: string, readonly codec: ClassicCodec = new Codec1(), readonly httpUrl = '', readonly httpMethod = 'POST',
+    readonly url: string, readonly codec: ClassicCodec = new Codec1(), readonly httpUrl = '/', readonly httpMethod = 'POST',
   ) {
-    this.codec = codec ?? new Codec1();
+    this.codec = codec ?? new Codec1(); // old pages leave out an argument by null
+    this.httpUrl = httpUrl || '/';
+    this.httpMethod = httpMethod || 'POST';
     this.as = {
       name: 'json',
       encode: (v) => (v === undefined || v === null ? empty : this.codec.Marshal(v)),
@@ -160,7 +162,9 @@ class ArpcClient {
 
   shutdown(): void {
     clearInterval(this.pinging);
+    if (this.state === closedState) return;
     this.core.close();
+    queueMicrotask(() => this.onClose?.(this)); // as that of a socket, not in this turn's middle
   }
 
   private async overSocket(method: string, req: unknown, timeout: number | undefined): Promise<unknown> {

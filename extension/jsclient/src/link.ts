@@ -27,6 +27,8 @@ export interface WebSocketLike {
 const enum Out {
   /** Frames are joined up to that many bytes. */
   Batch = 65536,
+  /** That many requests and notifications may wait for the answer to HELLO. */
+  Early = 1024,
 }
 
 const open = 1; // WebSocket.OPEN
@@ -52,6 +54,8 @@ export class Link {
   private keepalive?: ReturnType<typeof setInterval>;
   private heard = true;
   private problem = '';
+  /** What came before the connection was ready, which listeners of open are to hear of first. */
+  private early: (() => void)[] | undefined = [];
 
   constructor(
     readonly client: Client, readonly socket: WebSocketLike, readonly ours: Hello, private readonly version: number,
@@ -105,6 +109,14 @@ export class Link {
     if (this.down) return;
     clearTimeout(this.handshake);
     this.client.ready(this);
+    this.release();
+  }
+
+  /** Handles what came before the connection was ready. */
+  private release(): void {
+    const early = this.early ?? [];
+    this.early = undefined;
+    for (const handle of early) if (!this.down) handle();
   }
 
   authenticate(token: Uint8Array): Promise<unknown> {
@@ -226,6 +238,15 @@ export class Link {
       return;
     }
     const f = parseFrame(b, !!this.peer, this.ours.metadata);
+    if (this.early && f && (cmd === Cmd.Request || cmd === Cmd.Notify || cmd === Cmd.Cancel)) {
+      this.early.push(() => this.handleFrame(f, cmd, b));
+      if (this.early.length > Out.Early) this.release();
+      return;
+    }
+    this.handleFrame(f, cmd, b);
+  }
+
+  private handleFrame(f: Frame | undefined, cmd: number, b: Uint8Array): void {
     if (cmd === Cmd.Request || cmd === Cmd.Notify) {
       if (f) this.request(f, cmd);
       else if (cmd === Cmd.Request && b[7] && b.length > Size.Head) {

@@ -64,8 +64,8 @@ interface Receiving<In> {
 }
 
 /**
- * A stream. `for await` receives its messages; leaving the loop early resets the stream, next() takes a single one. A sender
- * waits while the other end has not received enough.
+ * A stream. `for await` receives its messages; leaving the loop early resets a stream that this end has opened, as others end with
+ * their handler; next() takes a single one. A sender waits while the other end has not received enough.
  */
 export class Stream<In = unknown, Out = unknown> implements AsyncIterable<In>, AsyncIterator<In, undefined> {
   readonly route: string;
@@ -145,9 +145,9 @@ export class Stream<In = unknown, Out = unknown> implements AsyncIterable<In>, A
     });
   }
 
-  /** Ends the stream, unless it has ended. */
+  /** Ends the stream that this end has opened, unless it has ended; that of a handler ends with the handler's answer or error. */
   return(): Promise<IteratorResult<In, undefined>> {
-    this.reset();
+    if (this.own) this.reset();
     return Promise.resolve({ done: true, value: undefined });
   }
 

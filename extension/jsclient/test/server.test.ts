@@ -396,6 +396,17 @@ describe('streams', () => {
     c.handleStream('/leaves', async (s) => {
       await s.next();
     });
+    c.handleStream('/throws/within', async (s) => {
+      for await (const m of s) throw new ArpcError(Code.InvalidArgument, `bad: ${String(m).length}`);
+    });
+    c.handleStream('/leaves/loop', async (s) => {
+      for await (const m of s) {
+        if (String(m).startsWith('3')) break;
+      }
+      await s.send('enough');
+    });
+    expect((await failure(c.call('/s/open', { Route: '/throws/within', Count: 1, Size: 9 }), Code.InvalidArgument)).message).toBe('bad: 9');
+    expect(await c.call('/s/open', { Route: '/leaves/loop', Count: 10, Size: 9 })).toEqual(['enough']);
     expect((await failure(c.call('/s/open', { Route: '/none', Count: 1 }), Code.Unimplemented)).message).toBe('there is no such stream handler');
     expect((await failure(c.call('/s/open', { Route: '/throws', Count: 1 }), Code.OutOfRange)).message).toBe('no more');
     expect(await c.call('/s/open', { Route: '/leaves', Count: 1000, Size: 10_000 })).toEqual([]);
