@@ -79,12 +79,14 @@ soak: ## the tests of the root and interop modules SOAK times (default 20) under
 JSCLIENT := extension/jsclient
 
 .PHONY: js
-js: ## the TypeScript client: built files up to date, types, size, tests against the Go server
+js: ## the TypeScript client and what protoc-gen-arpc generates for it: built files up to date, types, size, tests against the Go server
 	cd $(JSCLIENT) && npm ci --no-audit --no-fund --loglevel=error
 	cd $(JSCLIENT) && npm run --silent check && npm run --silent types && npm run --silent size && npm test --silent
+	cd examples/typed-web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent check
+	cd cmd/protoc-gen-arpc/regenerate && ARPC_NODE=1 go test -race -count=1 -run TypeScript .
 
 .PHONY: browser
-browser: ## the TypeScript client and examples/webchat in a real browser, which is installed if it is missing
+browser: ## the TypeScript client, examples/webchat and examples/typed-web in a real browser, which is installed if it is missing
 	cd $(JSCLIENT)/browser && npm ci --no-audit --no-fund --loglevel=error && npm run --silent chromium && npm test --silent
 
 .PHONY: examples

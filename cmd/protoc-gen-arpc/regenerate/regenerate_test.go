@@ -22,10 +22,11 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
 
-	// The sources of the plugin and of the example, for the cache of test results: the go command sees neither what the
+	// The sources of the plugin and of the examples, for the cache of test results: the go command sees neither what the
 	// plugin is built from nor files outside of this module that the test reads.
 	_ "github.com/arpc-go/arpc/cmd/protoc-gen-arpc/internal/gen"
 	"github.com/arpc-go/arpc/examples/protobuf/chat"
+	"github.com/arpc-go/arpc/examples/typed-web/thermostat"
 )
 
 var update = flag.Bool("update", false, "write the generated files instead of comparing them")
@@ -110,24 +111,9 @@ func request(t *testing.T, sources map[string]string, parameter string, files ..
 // plugin itself prints when it cannot even begin.
 func generate(t *testing.T, name string, req *pluginpb.CodeGeneratorRequest) (map[string]string, string) {
 	t.Helper()
-	in, err := proto.Marshal(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := plugin(name)
-	cmd.Stdin = bytes.NewReader(in)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		if stderr.Len() == 0 {
-			t.Fatalf("%s: %v, and no message", name, err)
-		}
-		return nil, stderr.String()
-	}
-	res := &pluginpb.CodeGeneratorResponse{}
-	if err := proto.Unmarshal(out, res); err != nil {
-		t.Fatalf("%s: %v", name, err)
+	res, problem := ask(t, plugin(name), req)
+	if problem != "" {
+		return nil, problem
 	}
 	features := res.GetSupportedFeatures()
 	oldest, newest := descriptorpb.Edition(res.GetMinimumEdition()), descriptorpb.Edition(res.GetMaximumEdition())
@@ -136,11 +122,39 @@ func generate(t *testing.T, name string, req *pluginpb.CodeGeneratorRequest) (ma
 		oldest != descriptorpb.Edition_EDITION_PROTO2 || newest != descriptorpb.Edition_EDITION_2024) {
 		t.Errorf("%s supports features %b, editions %v to %v", name, features, oldest, newest)
 	}
+	return filesOf(res), res.GetError()
+}
+
+func filesOf(res *pluginpb.CodeGeneratorResponse) map[string]string {
 	files := map[string]string{}
 	for _, f := range res.File {
 		files[f.GetName()] = f.GetContent()
 	}
-	return files, res.GetError()
+	return files
+}
+
+// ask has a plugin answer a request. What it prints when it cannot even begin is returned as well.
+func ask(t *testing.T, cmd *exec.Cmd, req *pluginpb.CodeGeneratorRequest) (*pluginpb.CodeGeneratorResponse, string) {
+	t.Helper()
+	in, err := proto.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdin = bytes.NewReader(in)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		if stderr.Len() == 0 {
+			t.Fatalf("%s: %v, and no message", cmd, err)
+		}
+		return nil, stderr.String()
+	}
+	res := &pluginpb.CodeGeneratorResponse{}
+	if err := proto.Unmarshal(out, res); err != nil {
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	return res, ""
 }
 
 // testdata returns the .proto files of testdata by path.
@@ -196,6 +210,7 @@ func TestCheckedIn(t *testing.T) {
 	}{
 		{"testdata", sources, names},
 		{"../../../examples/protobuf", map[string]string{"chat/chat.proto": chat.Source}, []string{"chat/chat.proto"}},
+		{"../../../examples/typed-web", map[string]string{"thermostat/thermostat.proto": thermostat.Source}, []string{"thermostat/thermostat.proto"}},
 	} {
 		t.Run(path.Base(set.dir), func(t *testing.T) {
 			req := request(t, set.sources, sourceRelative, set.names...)
@@ -205,32 +220,44 @@ func TestCheckedIn(t *testing.T) {
 				if problem != "" || len(files) == 0 {
 					t.Fatalf("%s gives %d files, %s", name, len(files), problem)
 				}
-				for file, text := range files {
-					delete(left, file)
-					full := filepath.Join(set.dir, file)
-					if *update {
-						if err := os.WriteFile(full, []byte(text), 0o644); err != nil {
-							t.Fatal(err)
-						}
-						continue
-					}
-					have, err := os.ReadFile(full)
-					if err != nil {
-						t.Error(err)
-					} else if string(have) != text {
-						t.Errorf("%s is not what %s generates (go test ./... -update); the first difference:\n%s", full, name,
-							difference(string(have), text))
-					}
-				}
+				compare(t, name, set.dir, files, left)
 			}
-			for file := range left {
-				if !*update {
-					t.Errorf("%s is checked in, but nothing generates it", file)
-				} else if err := os.Remove(filepath.Join(set.dir, file)); err != nil {
-					t.Error(err)
-				}
-			}
+			rest(t, set.dir, left)
 		})
+	}
+}
+
+// compare compares files with those of dir, or writes them there, and deletes their names from left.
+func compare(t *testing.T, plugin, dir string, files map[string]string, left map[string]bool) {
+	t.Helper()
+	for file, text := range files {
+		delete(left, file)
+		full := filepath.Join(dir, file)
+		if *update {
+			if err := os.WriteFile(full, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		have, err := os.ReadFile(full)
+		if err != nil {
+			t.Error(err)
+		} else if string(have) != text {
+			t.Errorf("%s is not what %s generates (go test ./... -update); the first difference:\n%s", full, plugin,
+				difference(string(have), text))
+		}
+	}
+}
+
+// rest complains about files of dir that nothing generates, or deletes them.
+func rest(t *testing.T, dir string, left map[string]bool) {
+	t.Helper()
+	for file := range left {
+		if !*update {
+			t.Errorf("%s is checked in, but nothing generates it", filepath.Join(dir, file))
+		} else if err := os.Remove(filepath.Join(dir, file)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -319,6 +346,11 @@ func TestOptions(t *testing.T) {
 		{"paths=elsewhere", "", "", `unknown path type "elsewhere"`},
 		{"pahts=import", "", "", `unknown option "pahts"`},
 		{"paths=import,plugins=grpc", "", "", `unknown option "plugins"`},
+		{"lang=go,paths=source_relative", "dir/a.arpc.go", "b", ""},
+		{"paths=source_relative,lang=go", "dir/a.arpc.go", "b", ""},
+		{"import_extension=js", "", "", `unknown option "import_extension"`},
+		{"lang=rust", "", "", `unknown language "rust": there are lang=go, the default, and lang=ts`},
+		{"lang=", "", "", `unknown language ""`},
 	} {
 		files, problem := generate(t, "protoc-gen-arpc", request(t, source, c.parameter, "dir/a.proto"))
 		if c.problem != "" {
