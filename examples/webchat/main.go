@@ -42,10 +42,16 @@ func run(ctx context.Context, addr string) error {
 	case <-ctx.Done():
 	}
 	fmt.Println("stopping")
+	// The HTTP server first, so that pages which lose their connection cannot come back. It has only files to send; what is left
+	// after a second are connections that a browser has opened in advance.
+	brief, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err = web.Shutdown(brief); errors.Is(err, context.DeadlineExceeded) {
+		err = web.Close()
+	}
 	limited, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	// The HTTP server first, so that pages which lose their connection cannot come back.
-	err = errors.Join(web.Shutdown(limited), server.Shutdown(limited))
+	err = errors.Join(err, server.Shutdown(limited))
 	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
 		err = errors.Join(err, serveErr)
 	}
