@@ -6,12 +6,14 @@ require (
 	github.com/arpc-go/arpc v0.0.0
 	github.com/coder/websocket v1.8.15
 	github.com/lesismal/arpc v1.2.17
+	github.com/lxzan/gws v1.9.1
 )
 
 require (
 	github.com/gobwas/httphead v0.1.0 // indirect
 	github.com/gobwas/ws v1.5.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
+	github.com/klauspost/compress v1.17.9 // indirect
 	github.com/lesismal/nbio v1.6.12 // indirect
 	github.com/modern-go/concurrent v0.0.0-20180228061459-e0a39a4cb421 // indirect
 	github.com/modern-go/reflect2 v1.0.2 // indirect
