@@ -33,6 +33,9 @@ type Stats struct {
 	ProtocolErrors atomic.Int64 // closed because of malformed input
 	Silent         atomic.Int64 // closed because nothing came within the idle or partial limit
 	Stalled        atomic.Int64 // closed because nothing was taken within the write-stall limit
+
+	FramesIn, BytesIn   atomic.Int64 // received; bytes as a stage has unwrapped them
+	FramesOut, BytesOut atomic.Int64 // taken by sockets, with what a stage adds
 }
 
 // A Group is a set of connections with one App.

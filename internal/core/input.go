@@ -28,6 +28,7 @@ type Input struct {
 	spans []span
 	i     atomic.Int32 // the next span to run; its owner's: the reader, the strand's holder, or the queue under mu
 	woke  int
+	count int // frames that Next has returned
 	next  *Input
 
 	at     int64 // when it arrived, if Stamp was called
@@ -61,7 +62,7 @@ func (in *Input) Release() {
 	in.b.Free()
 	clear(in.spans)
 	in.Scratch, in.conn, in.b, in.next = nil, nil, nil, nil
-	in.off, in.start, in.woke, in.at, in.refuse = 0, 0, 0, 0, false
+	in.off, in.start, in.woke, in.count, in.at, in.refuse = 0, 0, 0, 0, 0, false
 	in.spans = in.spans[:0]
 	in.i.Store(0)
 	inputs.Put(in)
@@ -83,6 +84,7 @@ func (in *Input) Next() ([]byte, error) {
 	}
 	in.start = in.off
 	in.off += n
+	in.count++
 	return rest[:n:n], nil
 }
 
@@ -134,6 +136,8 @@ func (c *Conn) turn(b *buf.Buf) bool {
 	in.refuse = refuse
 	c.need = 0
 	err := c.batch(in)
+	c.group.Stats.FramesIn.Add(int64(in.count))
+	c.group.Stats.BytesIn.Add(int64(in.off))
 	if in.woke > 1 {
 		runtime.Gosched()
 	}

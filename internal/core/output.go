@@ -46,6 +46,15 @@ func (c *Conn) Full() bool {
 // Pending returns the bytes accepted and not yet taken by the socket. The caller holds Lock.
 func (c *Conn) Pending() int { return c.pending }
 
+// Queued returns the bytes of ordered frames that have not begun. The caller holds Lock.
+func (c *Conn) Queued() int {
+	n := c.queued
+	if c.cur != nil {
+		n += c.cur.bytes()
+	}
+	return n
+}
+
 // Reserve appends one message of n bytes to the output and returns its bytes to be filled in before Commit. The caller
 // holds Lock, has asked CanSend, and commits before unlocking.
 func (c *Conn) Reserve(n int) []byte {
@@ -315,6 +324,7 @@ func (c *Conn) tookLocked(n int) bool {
 		return false
 	}
 	c.pending -= n
+	c.group.Stats.BytesOut.Add(int64(n))
 	if c.has(flagBlocked) {
 		c.progress++
 		c.outTick.Store(c.group.tick())
@@ -325,6 +335,7 @@ func (c *Conn) tookLocked(n int) bool {
 	}
 	c.msgs -= int32(b.Messages)
 	c.answers -= b.Answers
+	c.group.Stats.FramesOut.Add(int64(b.Messages))
 	if c.first = b.Next; c.first == nil {
 		c.last = nil
 	}
