@@ -107,7 +107,7 @@ func (l *link) control(cmd, flag byte, seq uint64, body []byte, urgency core.Urg
 	m := newMessage(cmd, flag, seq, "", body, nil)
 	if coders := l.client.Handler.load().coders; len(coders) > 0 {
 		var err error
-		if m, err = encodeAll(coders, l.client, m); err != nil {
+		if m, err = encodeAll(coders, l, m); err != nil {
 			return err
 		}
 	}

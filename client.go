@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -522,6 +523,30 @@ func (c *Client) OnDisconnected(h func(*Client)) {
 	x.mu.Unlock()
 }
 
+// AfterConn makes f run once when the connection that the client has now is lost or closed, before the disconnected hooks, on the
+// goroutine that finds out, or at once, on one of its own, if that has happened already. f must not block. stop takes it back, and
+// reports whether it will not run. Any number may be set; a client that connects again needs another.
+func (c *Client) AfterConn(f func()) (stop func() bool) {
+	l, p := c.link.Load(), &f
+	l.cn.Lock()
+	defer l.cn.Unlock()
+	if l.gate&gateDown != 0 {
+		go c.safely("function of AfterConn", f)
+		return func() bool { return false }
+	}
+	x := l.extraLocked()
+	x.after = append(x.after, p)
+	return func() bool {
+		l.cn.Lock()
+		defer l.cn.Unlock()
+		i := slices.Index(x.after, p)
+		if i >= 0 {
+			x.after = slices.Delete(x.after, i, i+1)
+		}
+		return i >= 0
+	}
+}
+
 // Get returns the value stored under key.
 func (c *Client) Get(key any) (any, bool) {
 	x := c.rare.Load()
@@ -571,6 +596,11 @@ func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values
 		}
 		return badTimeout(timeout)
 	}
+	if o := c.Handler.load().observer; o != nil {
+		return c.observed(o, context.Background(), KindCall, method, func(ctx context.Context) error {
+			return c.call(ctx, method, req, rsp, timeout, values, nil)
+		})
+	}
 	return c.call(context.Background(), method, req, rsp, timeout, values, nil)
 }
 
@@ -579,11 +609,16 @@ func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values
 // deadline the call has Limits.CallTimeout. With the Context of an ordered handler, further handlers of the connection may run while this one waits.
 func (c *Client) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
 	if ctx.Err() != nil {
-		return contextError(ctx)
+		return optionsOf(ctx).report(contextError(ctx), false)
 	}
 	timeout := c.link.Load().rpc.timeout
 	if t, ok := ctx.Deadline(); ok {
 		timeout = max(time.Until(t), 1)
+	}
+	if o := c.Handler.load().observer; o != nil {
+		return c.observed(o, ctx, KindCall, method, func(ctx context.Context) error {
+			return c.call(ctx, method, req, rsp, timeout, values, nil)
+		})
 	}
 	return c.call(ctx, method, req, rsp, timeout, values, nil)
 }
@@ -606,7 +641,7 @@ func firstValues(values []map[any]any) map[any]any {
 func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout time.Duration, values []map[any]any, on *link) error {
 	handler, done := contextOf(ctx), ctx.Done()
 	if handler != nil && handler.mode == modeInline && handler.Client == c {
-		return errInlineCall
+		return optionsOf(ctx).report(errInlineCall, false)
 	}
 	p := callPool.Get().(*call)
 	switch rsp.(type) {
@@ -619,12 +654,8 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 		p.want = wantValue
 	}
 	s := sending{client: c, ctx: ctx, timeout: timeout, cmd: CmdRequest, method: method, value: req, call: p, wait: true, on: on}
-	var md *Metadata
-	if ctx != context.Background() {
-		if md, _ = ctx.Value(responseMetadataKey{}).(*Metadata); md != nil {
-			p.wantMeta = true
-		}
-	}
+	s.opts = optionsOf(ctx)
+	p.wantMeta = s.opts.response != nil
 	if len(values) > 0 {
 		s.values = values[0]
 	}
@@ -632,7 +663,7 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 		away, err := handler.link.cn.LetGo(&handler.turn)
 		if err != nil {
 			p.free()
-			return errTooNested
+			return s.opts.report(errTooNested, false)
 		}
 		if away {
 			defer handler.link.cn.TakeBack(&handler.turn)
@@ -640,7 +671,7 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 	}
 	if err := s.send(); err != nil {
 		p.free()
-		return err
+		return s.opts.report(err, false)
 	}
 	if done == nil {
 		<-p.done
@@ -654,13 +685,13 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 			if mine {
 				p.free()
 				s.link.sendCancel(s.seq, ctx)
-				return contextError(ctx)
+				return s.opts.report(contextError(ctx), true)
 			}
 			<-p.done // somebody is ending it right now
 		}
 	}
 	err := p.err
-	if md != nil {
+	if md := s.opts.response; md != nil {
 		*md = decodeMetadata(p.meta)
 	}
 	if err == nil {
@@ -675,11 +706,14 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 				*rsp = p.text
 			}
 		default:
-			err = codec.Decode(c.Codec, p.frame.B, rsp)
+			err = codec.Decode(s.codec(), p.frame.B, rsp)
 		}
 	}
 	p.frame.Free()
 	p.free()
+	if err != nil {
+		s.opts.report(err, true)
+	}
 	return err
 }
 
@@ -692,9 +726,19 @@ func (c *Client) CallAsync(method string, req any, callback func(*Context), time
 	if callback == nil {
 		return ErrClientInvalidAsyncHandler
 	}
+	var opts *callOptions
+	if o := c.Handler.load().observer; o != nil {
+		info := CallInfo{Kind: KindCall, Method: method, Start: time.Now()}
+		ctx, f := o.CallStarted(context.Background(), c, info), callback
+		opts = optionsOf(ctx)
+		callback = func(answer *Context) {
+			o.CallEnded(ctx, c, info, answer.Err())
+			f(answer)
+		}
+	}
 	pending := callPool.Get().(*call)
 	pending.callback = callback
-	s := sending{client: c, timeout: timeout, cmd: CmdRequest, flag: flagAsync, method: method, value: req, call: pending}
+	s := sending{client: c, opts: opts, timeout: timeout, cmd: CmdRequest, flag: flagAsync, method: method, value: req, call: pending}
 	if len(values) > 0 {
 		s.values = values[0]
 	}
@@ -720,17 +764,23 @@ func (c *Client) Notify(method string, data any, timeout time.Duration, values .
 		return ErrClientInvalidTimeoutLessThanZero
 	}
 	s := sending{client: c, timeout: timeout, cmd: CmdNotify, flag: flagAsync, method: method, value: data, values: firstValues(values)}
+	if o := c.Handler.load().observer; o != nil {
+		return s.observed(o, context.Background())
+	}
 	return s.send()
 }
 
 // NotifyWith is Notify within a context: when the send queue is full it waits for room until ctx is done.
 func (c *Client) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
 	if ctx.Err() != nil {
-		return contextError(ctx)
+		return optionsOf(ctx).report(contextError(ctx), false)
 	}
 	s := sending{client: c, ctx: ctx, timeout: TimeForever, cmd: CmdNotify, flag: flagAsync, method: method, value: data,
-		values: firstValues(values)}
-	return s.send()
+		values: firstValues(values), opts: optionsOf(ctx)}
+	if o := c.Handler.load().observer; o != nil {
+		return s.observed(o, ctx)
+	}
+	return s.opts.report(s.send(), false)
 }
 
 // NewMessage makes a message for PushMsg with the next sequence number and a value encoded as for Call. If the value
@@ -770,6 +820,51 @@ func (c *Client) PushMsg(m *Message, timeout time.Duration) error {
 	return s.send()
 }
 
+// PushMsgs is PushMsg for several messages, which are written together. n says how many were accepted, the first ones; err is about
+// the next.
+func (c *Client) PushMsgs(ms []*Message, timeout time.Duration) (n int, err error) {
+	for n < len(ms) {
+		if n += c.pushAll(ms[n:]); n == len(ms) {
+			break
+		}
+		if err = c.PushMsg(ms[n], timeout); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// pushAll pushes the first messages for which nothing has to be waited, and returns how many.
+func (c *Client) pushAll(ms []*Message) (n int) {
+	if len(c.Handler.load().coders) > 0 {
+		return 0
+	}
+	l := c.link.Load()
+	l.cn.Lock()
+	if l.gate&(gateGreeting|gateGoing|gateDown) != 0 || l.cn.CanSend() != nil {
+		l.cn.Unlock()
+		return 0
+	}
+	limit := math.MaxInt
+	if l.feat.Load() != 0 {
+		limit = max(checkedBody, int(l.peer.Value().maxBody))
+	}
+	for _, m := range ms {
+		if m == nil || len(m.Buffer) < HeadLen || len(m.Buffer)-HeadLen > limit || l.cn.Full() {
+			break
+		}
+		l.cn.AppendShared(m.Buffer)
+		n++
+	}
+	if n == 0 {
+		l.cn.Unlock()
+		return 0
+	}
+	l.cn.Commit(core.Soon, false)
+	return n
+}
+
 // sending is a message on its way to the connection.
 type sending struct {
 	client  *Client
@@ -784,12 +879,19 @@ type sending struct {
 	wait    bool     // the caller will wait for the answer
 	message *Message // instead of cmd, flag, method and value
 	on      *link    // the connection to use before it is open to others; nil for the current one
-
-	meta metadataBlock // to send
+	opts    *callOptions
 
 	done <-chan struct{} // of ctx
 	link *link           // result
 	seq  uint64          // result
+}
+
+// codec returns the codec of the message and its answer.
+func (s *sending) codec() codec.Codec {
+	if s.opts != nil && s.opts.codec != nil {
+		return s.opts.codec
+	}
+	return s.client.Codec
 }
 
 // send accepts the message for sending, or says why not.
@@ -803,11 +905,14 @@ func (s *sending) send() error {
 	}
 	if s.ctx != nil {
 		s.done = s.ctx.Done() // a handler's Context takes the lock for that
-		var err error
-		if s.meta, err = metadataOf(s.ctx); err != nil {
-			return err
-		}
 	}
+	if s.opts == nil {
+		s.opts = &noCallOptions
+	}
+	if s.opts.err != nil {
+		return s.opts.err
+	}
+	meta := s.opts.block
 	var deadline int64
 	if s.timeout > 0 && s.timeout != TimeForever {
 		deadline = now() + int64(s.timeout)
@@ -822,7 +927,7 @@ func (s *sending) send() error {
 		if raw, text, ok = rawValue(s.value); !ok {
 			var scratch *buf.Buf
 			var err error
-			if scratch, raw, err = encode(c.Codec, s.value); err != nil {
+			if scratch, raw, err = encode(s.codec(), s.value); err != nil {
 				return err
 			}
 			defer scratch.Free()
@@ -858,10 +963,14 @@ func (s *sending) send() error {
 			}
 			continue
 		}
-		if len(s.meta) > 0 && l.has(featMetadata) && uint32(len(s.meta)) > l.peer.Value().metadata {
+		if len(meta) > 0 && l.has(featMetadata) && uint32(len(meta)) > l.peer.Value().metadata {
 			limit := l.peer.Value().metadata
 			l.cn.Unlock()
-			return errMetadata("%d bytes, the peer takes %d", len(s.meta), limit)
+			return errMetadata("%d bytes, the peer takes %d", len(meta), limit)
+		}
+		if s.opts.codec != nil && !l.decodesLocked(s.opts.codecName) {
+			l.cn.Unlock()
+			return errCodec
 		}
 		if l.cn.Full() {
 			if err := s.room(l, deadline); err != nil {
@@ -907,14 +1016,18 @@ func (s *sending) send() error {
 					left, flag, ext = uint32(ms), flag|flagDeadline, 4
 				}
 			}
-			if len(s.meta) > 0 {
-				flag, ext = flag|flagMetadata, ext+2+len(s.meta)
+			if len(meta) > 0 {
+				flag, ext = flag|flagMetadata, ext+2+len(meta)
 			}
+		}
+		if s.message != nil && len(raw)-HeadLen > checkedBody && l.feat.Load() != 0 && len(coders) == 0 && len(raw)-HeadLen > int(l.peer.Value().maxBody) {
+			l.cn.Unlock()
+			return errTooLarge
 		}
 		if n := len(s.method) + ext + len(raw) + len(text); n > checkedBody && l.feat.Load() != 0 && s.message == nil && len(coders) == 0 {
 			switch limit := int(l.peer.Value().maxBody); {
 			case n <= limit:
-			case n-ext <= limit && len(s.meta) == 0: // the peer takes it without the deadline
+			case n-ext <= limit && len(meta) == 0: // the peer takes it without the deadline
 				flag, ext = flag&^flagDeadline, 0
 			default:
 				if s.call != nil {
@@ -931,12 +1044,12 @@ func (s *sending) send() error {
 			m := s.message
 			if m == nil {
 				payload := append(append(make([]byte, ext), raw...), text...)
-				putExtension(payload, flag, left, s.meta)
+				putExtension(payload, flag, left, meta)
 				m = newMessage(s.cmd, flag, s.seq, s.method, payload, maps.Clone(s.values))
 			} else {
 				m = &Message{Buffer: append([]byte(nil), m.Buffer...), values: maps.Clone(m.values)}
 			}
-			m, err := encodeAll(coders, c, m)
+			m, err := encodeAll(coders, l, m)
 			if err == nil {
 				err = l.send(m, urgency)
 			}
@@ -948,7 +1061,7 @@ func (s *sending) send() error {
 			putFrame(b, s.cmd, flag, s.seq, s.method)
 			b = b[HeadLen+len(s.method):]
 			if ext > 0 {
-				b = putExtension(b, flag, left, s.meta)
+				b = putExtension(b, flag, left, meta)
 			}
 			copy(b, raw)
 			copy(b, text)

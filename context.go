@@ -2,6 +2,7 @@ package arpc
 
 import (
 	"context"
+	"fmt"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -29,9 +30,10 @@ type Context struct {
 	msg   Message
 	turn  core.Turn
 	link  *link
-	chain []HandlerFunc
+	route *route        // nil in a callback
 	frame *buf.Buf      // holds the message of an async request
 	async *atomic.Int32 // counts it
+	watch *observation  // nil without an Observer, and when it has been told
 	err   error         // how a CallAsync ended
 	index int
 	mode  mode
@@ -47,10 +49,18 @@ type contextRare struct {
 	nextAsked *Context                    // with the same sequence number; guarded by the connection's lock
 	seq       uint64                      // of the message; so is this
 	request   bool                        // and this: the message is a request
+	finished  bool                        // and this: nobody is to wait for the handler any more
 	stream    *Stream
+	values    context.Context // an Observer's; nil for none
 
-	mu  sync.Mutex
-	out metadataBlock // of the answer
+	answering sync.Mutex // between who answers and AnswerLater
+
+	mu       sync.Mutex
+	onEnd    []func(error)
+	returned bool // the handlers have
+	answered bool // after AnswerLater, with the outcome
+	outcome  error
+	out      metadataBlock // of the answer
 }
 
 // contextWait is the standard context that stands behind a Context.
@@ -98,6 +108,8 @@ func (c *Context) waits() *contextWait {
 		lx, seq := l.extraLocked(), c.msg.Seq()
 		x.seq, x.request = seq, c.msg.Cmd() == CmdRequest
 		switch {
+		case x.finished:
+			cause = errHandled
 		case l.gate&gateDown != 0:
 			cause = lostError(&Error{Code: CodeUnavailable, Message: "connection lost"}, l.cn.Err())
 		case lx.canceled.m[seq] != nil && x.request:
@@ -122,11 +134,16 @@ var errHandled = &Error{Code: CodeCanceled, Message: "the handler has returned"}
 // end ends who waits for the handler, when that has returned or has answered later.
 func (c *Context) end() {
 	x := c.rare.Load()
-	if x == nil || x.wait.Load() == nil {
+	if x == nil {
 		return
 	}
 	l := c.link
 	l.cn.Lock()
+	x.finished = true
+	if x.wait.Load() == nil {
+		l.cn.Unlock()
+		return
+	}
 	seq := x.seq
 	if lx := l.x.Load(); lx != nil {
 		if first := lx.asked[seq]; first == c {
@@ -165,6 +182,7 @@ const (
 	stateAnswered uint32 = 1 << iota
 	stateLater           // AnswerLater was called
 	stateUsed            // the answer of a CallAsync was asked for
+	stateEarly           // with stateAnswered: before AnswerLater
 )
 
 // contexts hands out Contexts by the slab, as a handler may keep its own for as long as it likes: eight for one allocation.
@@ -199,7 +217,7 @@ func (l *link) fill(c *Context, r *route, frame []byte, values map[any]any) *Con
 	}
 	c.msg = Message{Buffer: frame, values: values}
 	c.Message = &c.msg
-	c.chain = r.chain
+	c.route = r
 	c.index = -1
 	c.mode = r.mode
 	return c
@@ -221,6 +239,9 @@ func (c *Context) reuse() {
 // run runs the chain and makes sure that a request is answered.
 func (c *Context) run() {
 	defer c.returned()
+	if o := c.Client.Handler.load().observer; o != nil {
+		c.observe(o)
+	}
 	c.Next()
 }
 
@@ -230,6 +251,9 @@ func (c *Context) returned() {
 	if p := recover(); p != nil {
 		log.Error("%s panic in the handler of %q: %v\n%s", c.Client.Handler.LogTag(), c.Message.Method(), p, debug.Stack())
 		fault = errPanicked
+		if c.msg.Cmd() != CmdRequest {
+			c.err = errPanicked
+		}
 	}
 	if c.state.Load()&(stateAnswered|stateLater) == 0 && c.msg.Cmd() == CmdRequest {
 		if fault == errNoAnswer {
@@ -237,8 +261,73 @@ func (c *Context) returned() {
 		}
 		c.answer(nil, fault) //nolint:errcheck // there is nobody to tell
 	}
-	if s := c.state.Load(); s&stateLater == 0 || s&stateAnswered != 0 || c.msg.Cmd() != CmdRequest {
+	s := c.state.Load()
+	later := s&(stateLater|stateEarly) == stateLater && c.msg.Cmd() == CmdRequest
+	if c.watch != nil {
+		if later {
+			c.watch.later(c)
+		} else {
+			c.watch.ended(c, c.err)
+		}
+		c.watch = nil
+	}
+	if c.rare.Load() != nil {
+		if later {
+			c.ended(func(x *contextRare) { x.returned = true })
+		} else {
+			c.ended(func(x *contextRare) { x.returned, x.answered, x.outcome = true, true, c.err })
+		}
+	}
+	if s&stateLater == 0 || s&stateAnswered != 0 || c.msg.Cmd() != CmdRequest {
 		c.end()
+	}
+}
+
+// ended runs what OnEnd has registered when change makes the message dealt with.
+func (c *Context) ended(change func(*contextRare)) {
+	x := c.rare.Load()
+	if x == nil {
+		return
+	}
+	x.mu.Lock()
+	change(x)
+	var all []func(error)
+	if x.returned && x.answered {
+		all, x.onEnd = x.onEnd, nil
+	}
+	outcome := x.outcome
+	x.mu.Unlock()
+	for i := len(all) - 1; i >= 0; i-- {
+		c.Client.safely("function of OnEnd", func() { all[i](outcome) })
+	}
+}
+
+// OnEnd registers a function that runs once when the message is dealt with, the last one first: its handlers have returned and a request has
+// its answer, which may be later; a stream is over. err is what Outcome says then. It runs on the goroutine of the handler or of the
+// answer. It is for middleware, before Next; a request that is never answered has no end.
+func (c *Context) OnEnd(f func(err error)) {
+	x := c.extra()
+	x.mu.Lock()
+	x.onEnd = append(x.onEnd, f)
+	x.mu.Unlock()
+}
+
+// Derive replaces the context behind c by what f makes of it, with further values or an earlier deadline, before the handler runs: for
+// middleware, before Next. f gets a context that ends with the caller's and must return one that comes from it; whoever makes one with a
+// deadline cancels it when Next has returned, or by OnEnd. A stream's Context is that one too.
+func (c *Context) Derive(f func(context.Context) context.Context) {
+	w, x := c.waits(), c.extra()
+	base := w.Context
+	if x.stream != nil {
+		base = x.stream.Context()
+	}
+	ctx := f(base)
+	x.wait.Store(&contextWait{Context: ctx, cancel: w.cancel, stop: w.stop})
+	if t, ok := ctx.Deadline(); ok {
+		c.deadline = int64(t.Sub(epoch))
+	}
+	if x.stream != nil {
+		x.stream.derived.Store(&ctx)
 	}
 }
 
@@ -259,25 +348,48 @@ func (c *Context) gaveUp() *Error {
 
 // Next runs the rest of the chain and returns when that has returned. Middleware need not call it.
 func (c *Context) Next() {
-	for c.index++; c.index < len(c.chain); c.index++ {
-		c.chain[c.index](c)
+	if c.route == nil {
+		return
+	}
+	for c.index++; c.index < len(c.route.chain); c.index++ {
+		c.route.chain[c.index](c)
 	}
 }
 
 // Abort keeps the rest of the chain from running.
-func (c *Context) Abort() { c.index = len(c.chain) }
+func (c *Context) Abort() {
+	if c.route != nil {
+		c.index = len(c.route.chain)
+	}
+}
 
 // Bind decodes the payload into v: a *[]byte gets a copy, a *string the text, other pointers what the client's Codec
 // makes of it; a nil v ignores it. If the message is an error, or the CallAsync failed, that error is returned.
 func (c *Context) Bind(v any) error {
 	c.used()
-	if c.err != nil {
+	if c.mode == modeCallback && c.err != nil {
 		return c.err
 	}
 	if c.msg.IsError() {
 		return errorIn(c.msg.Buffer, c.Client.Codec)
 	}
-	return decode(c.Client.Codec, c.msg.Data(), v)
+	cc := c.Client.Codec
+	if c.msg.Buffer[indexFlag]&flagMetadata != 0 {
+		var err error
+		if cc, err = codecOf(metadataIn(c.msg.Buffer), cc); err != nil {
+			return err
+		}
+	}
+	return decode(cc, c.msg.Data(), v)
+}
+
+// codec returns the codec of the message, and so of the answer.
+func (c *Context) codec() codec.Codec {
+	if c.msg.Buffer[indexFlag]&flagMetadata == 0 {
+		return c.Client.Codec
+	}
+	cc, _ := codecOf(metadataIn(c.msg.Buffer), c.Client.Codec) // of one that nobody knows Bind says so
+	return cc
 }
 
 // Body returns the payload, see Bind. It is valid until the handler returns.
@@ -316,22 +428,57 @@ func (c *Context) Error(v any) error {
 	case error:
 		return c.answer(nil, v)
 	}
-	return c.send(v, flagError)
+	return c.send(v, flagError, &Error{Code: CodeUnknown, Message: fmt.Sprint(v)})
 }
 
 func (c *Context) answer(v any, err error) error {
 	if err == nil {
-		return c.send(v, 0)
+		return c.send(v, 0, nil)
 	}
 	if c.link.has(featErrors) {
-		return c.send(appendError(nil, err, c.Client.Codec), flagError|flagCoded)
+		return c.send(appendError(nil, err, c.Client.Codec), flagError|flagCoded, err)
 	}
-	return c.send(err.Error(), flagError)
+	return c.send(err.Error(), flagError, err)
 }
 
-// send answers once.
-func (c *Context) send(v any, flag byte) error {
+// Outcome returns the error that the request was answered with, for middleware after Next: nil for a result, and while there is
+// no answer. Of a typed method's notification it is what the handler returned, of a stream why it has ended. It does not know of
+// answers after AnswerLater.
+func (c *Context) Outcome() error {
+	if s := c.Stream(); s != nil {
+		return s.outcome()
+	}
+	if c.mode == modeCallback {
+		return nil
+	}
+	if x := c.rare.Load(); x != nil { // a middleware may answer meanwhile
+		x.answering.Lock()
+		defer x.answering.Unlock()
+	}
+	return c.err
+}
+
+// send answers once. outcome is the error that the answer is.
+func (c *Context) send(v any, flag byte, outcome error) error {
+	later := false
+	defer func() { // also after a panic of the codec
+		if later {
+			c.ended(func(x *contextRare) { x.answered, x.outcome = true, outcome })
+		}
+	}()
+	return c.sendOnce(v, flag, &outcome, &later)
+}
+
+// sendOnce sets later if the answer is one after AnswerLater, and outcome if the answer is another than that.
+func (c *Context) sendOnce(v any, flag byte, outcome *error, later *bool) error {
+	if x := c.rare.Load(); x != nil {
+		x.answering.Lock()
+		defer x.answering.Unlock()
+	}
 	if c.msg.Cmd() != CmdRequest {
+		if c.state.Load()&stateLater == 0 && *outcome != nil {
+			c.err = *outcome
+		}
 		return ErrContextResponseToNotify
 	}
 	for {
@@ -339,11 +486,17 @@ func (c *Context) send(v any, flag byte) error {
 		if s&stateAnswered != 0 {
 			return ErrAnswered
 		}
-		if c.state.CompareAndSwap(s, s|stateAnswered) {
+		if s&stateLater != 0 {
+			if c.state.CompareAndSwap(s, s|stateAnswered) {
+				break
+			}
+		} else if c.state.CompareAndSwap(s, s|stateAnswered|stateEarly) {
+			c.err = *outcome
 			break
 		}
 	}
 	if c.state.Load()&stateLater != 0 {
+		*later = true
 		defer c.link.cn.Paid()
 		defer c.later(-1)
 		defer c.end()
@@ -352,6 +505,9 @@ func (c *Context) send(v any, flag byte) error {
 	answered := false
 	defer func() {
 		if !answered { // the codec or a coder failed, perhaps by a panic, which goes on to the handler's end
+			if *outcome = errEncode; !*later {
+				c.err = errEncode
+			}
 			c.refuse(flag&flagAsync | flagError)
 		}
 	}()
@@ -377,8 +533,13 @@ func (c *Context) refuse(flag byte) {
 }
 
 // AnswerLater says that the request will be answered after the handler has returned, once, from whatever goroutine. The
-// Context and its message stay valid, those of a notification too; without an answer the caller waits until its time is up.
+// Context and its message stay valid, those of a notification too; without an answer the caller waits until its time is up. It must be
+// called before the handler returns, and before another goroutine may answer.
 func (c *Context) AnswerLater() {
+	if x := c.rare.Load(); x != nil { // a middleware may answer meanwhile
+		x.answering.Lock()
+		defer x.answering.Unlock()
+	}
 	for {
 		s := c.state.Load()
 		if s&stateLater != 0 {
@@ -432,7 +593,7 @@ func (c *Context) SetMetadata(key, value string) error {
 	x := c.extra()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	out, err := appendPair(x.out, key, value)
+	out, err := appendUserPair(x.out, key, value)
 	if err == nil {
 		err = c.link.checkMetadata(out)
 	}
@@ -511,6 +672,11 @@ func (c *Context) Value(key any) any {
 	if x := c.rare.Load(); x != nil {
 		if w := x.wait.Load(); w != nil {
 			if v := w.Context.Value(key); v != nil { // package context finds its own there
+				return v
+			}
+		}
+		if x.values != nil {
+			if v := x.values.Value(key); v != nil {
 				return v
 			}
 		}

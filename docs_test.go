@@ -53,6 +53,8 @@ var heldBy = map[string]string{
 	"V2-HELLO-7": "TestProtocolHelloAnswer", "V2-HELLO-8": "TestProtocolHelloAnswer", "V2-HELLO-9": "TestProtocolHelloAnswer", "V2-HELLO-10": "TestProtocolHelloAnswer",
 	"V2-HELLO-11": "TestProtocolPeersLimits TestProtocolSmallBodyLimit",
 
+	"V2-CODEC-1": "TestUseCodec TestUseCodecUnknownToThePeer", "V2-CODEC-2": "TestCoderNegotiation TestCoderOnTheWire",
+	"V2-EXT-4": "TestReservedKeysArrive", "V2-CODE-6": "TestRefused TestRetryAfter",
 	"V2-EXT-1": "TestProtocolExtensions", "V2-EXT-2": "TestProtocolExtensions", "V2-EXT-3": "TestProtocolExtensions",
 	"V2-DL-1": "TestProtocolExamples TestProtocolDeadline TestProtocolStreams", "V2-DL-2": "TestProtocolDeadline", "V2-DL-3": "TestProtocolDeadline TestProtocolExtensions",
 	"V2-DL-4": "TestProtocolStreams", "V2-DL-5": "TestProtocolPeersLimits",

@@ -56,7 +56,8 @@ func (c Code) Error() string { return c.String() }
 //
 // errors.Is(err, context.Canceled) holds for CodeCanceled, errors.Is(err, context.DeadlineExceeded) for
 // CodeDeadlineExceeded, and errors.Is(err, code) for the code; errors.Is against one of this package's errors compares code
-// and message, so that it holds for an error that came over the wire too.
+// and message, so that it holds for an error that came over the wire too, but for ErrClientStopped, ErrClientReconnecting and
+// ErrClientOverstock, which are about this side.
 type Error struct {
 	Code Code
 	// Message is for people, and goes to the peer.
@@ -66,7 +67,9 @@ type Error struct {
 	// Remote says that the peer decided, false that this side did.
 	Remote bool
 
-	causes []error
+	refused bool // see IsRefused
+	ours    bool // says something of this side, so no error of a peer's is it
+	causes  []error
 }
 
 // A Detail is one value of an Error, under a name that both ends know.
@@ -103,7 +106,7 @@ func (e *Error) Is(target error) bool {
 		return e.Code == code
 	}
 	t, ok := target.(*Error)
-	return ok && t.Code == e.Code && t.Message == e.Message
+	return ok && t.Code == e.Code && t.Message == e.Message && !(t.ours && e.Remote)
 }
 
 // Unwrap returns what led to the error on this side.
@@ -147,12 +150,12 @@ var (
 	// ErrInvalidMethod refuses a method that is empty or longer than MaxMethodLen.
 	ErrInvalidMethod = &Error{Code: CodeInvalidArgument, Message: "invalid method: must have 1 to 127 bytes"}
 	// ErrClientOverstock refuses a message because the send queue is full: the peer reads more slowly than we send.
-	ErrClientOverstock = &Error{Code: CodeResourceExhausted, Message: "send queue is full"}
+	ErrClientOverstock = &Error{Code: CodeResourceExhausted, Message: "send queue is full", ours: true}
 	// ErrClientReconnecting fails a call made while there is no connection, or during which the connection was lost; in the
 	// latter case the peer may have done the work.
-	ErrClientReconnecting = &Error{Code: CodeUnavailable, Message: "client reconnecting"}
+	ErrClientReconnecting = &Error{Code: CodeUnavailable, Message: "client reconnecting", ours: true}
 	// ErrClientStopped fails what is asked of a client that was stopped, or whose connection, being a server's, ended.
-	ErrClientStopped = &Error{Code: CodeUnavailable, Message: "client stopped"}
+	ErrClientStopped = &Error{Code: CodeUnavailable, Message: "client stopped", ours: true}
 	// ErrMethodNotFound is the peer's answer to a call of a method that it does not have.
 	ErrMethodNotFound = &Error{Code: CodeUnimplemented, Message: "method not found"}
 	// ErrContextResponseToNotify refuses to answer a notification.
@@ -218,6 +221,10 @@ func appendError(b []byte, err error, c codec.Codec) []byte {
 	b = append(b, byte(code), 0)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(text)))
 	b = append(b, text...)
+	if _, ok := err.(*refusal); ok { // not one within another error: who wraps it has done something
+		b[at]++
+		b = append(append(append(b, byte(len(refusedDetail))), refusedDetail...), 0, 0, 0, 0)
+	}
 	var e *Error
 	if !errors.As(err, &e) {
 		return b
@@ -267,8 +274,13 @@ func decodeError(b []byte, c codec.Codec) *Error {
 		if n > int64(len(b)) {
 			return bad
 		}
-		d.Value = append([]byte{}, b[:n]...)
+		value := b[:n]
 		b = b[n:]
+		if d.Name == refusedDetail {
+			e.refused = true
+			continue
+		}
+		d.Value = append([]byte{}, value...)
 		e.Details = append(e.Details, d)
 	}
 	return e

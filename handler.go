@@ -44,6 +44,7 @@ type muxState struct {
 	coders   []MessageCoder
 	streams  map[string]*route
 	auth     func(*Context, []byte) (any, error)
+	observer Observer
 
 	connected    func(*Client)
 	disconnected func(*Client)
@@ -92,7 +93,7 @@ func NewHandler() Handler {
 		sendQueue: 4096,
 		maxBody:   DefaultMaxBodyLen,
 		logTag:    "[ARPC]",
-		notFound:  &route{mode: modeInline, chain: []HandlerFunc{func(c *Context) { c.answer(nil, ErrMethodNotFound) }}},
+		notFound:  &route{mode: modeInline, chain: []HandlerFunc{func(c *Context) { c.answer(nil, Refused(ErrMethodNotFound)) }}},
 	})
 	return m
 }

@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unique"
 
+	"github.com/arpc-go/arpc/codec"
 	"github.com/arpc-go/arpc/internal/core"
 )
 
@@ -47,7 +49,7 @@ type hello struct {
 	window     uint32 // credit of a new stream, in bytes
 	connWindow uint32 // credit of all streams together, in bytes
 	streams    uint32 // streams that the peer may have opened at a time
-	codecs     string // names, separated by commas
+	names      string // of codecs, and of coders after coderPrefix; each with a comma behind it
 }
 
 // peerHello is a hello of the peer's; equal ones are kept once in the process, as most are.
@@ -60,8 +62,8 @@ func (h *hello) append(b []byte) []byte {
 	for _, n := range []uint32{uint32(h.features), h.maxBody, h.metadata, h.window, h.connWindow, h.streams} {
 		b = binary.LittleEndian.AppendUint32(b, n)
 	}
-	for _, name := range strings.Split(h.codecs, ",") {
-		if name != "" {
+	for _, name := range strings.Split(h.names, ",") {
+		if name != "" && len(b)+1+len(name) <= maxHello {
 			b = append(append(b, byte(len(name))), name...)
 		}
 	}
@@ -100,16 +102,17 @@ func parseHello(b []byte) (hello, error) {
 	if h.features&featStreams != 0 && (h.window < minStreamWindow || h.connWindow < h.window || h.connWindow > math.MaxInt32) {
 		return h, helloError("windows of %d and %d bytes", h.window, h.connWindow)
 	}
-	var names []string
+	var names strings.Builder
 	for rest := b[fixed:]; len(rest) > 0; {
 		n := int(rest[0])
 		if n == 0 || 1+n > len(rest) || strings.ContainsRune(string(rest[1:1+n]), ',') {
 			return h, helloError("names of codecs")
 		}
-		names = append(names, string(rest[1:1+n]))
+		names.Write(rest[1 : 1+n])
+		names.WriteByte(',')
 		rest = rest[1+n:]
 	}
-	h.codecs = strings.Join(names, ",")
+	h.names = names.String()
 	return h, nil
 }
 
@@ -121,10 +124,44 @@ func (l *link) ourHello(f features) hello {
 		metadata: uint32(l.rpc.maxMetadata), window: uint32(l.rpc.window), connWindow: uint32(l.rpc.connWindow),
 		streams: uint32(l.rpc.maxStreams),
 	}
-	if n, ok := c.Codec.(interface{ Name() string }); ok {
-		h.codecs = n.Name()
+	var names []string
+	add := func(prefix string, v any) {
+		n, ok := v.(interface{ Name() string })
+		if !ok {
+			return
+		}
+		name := prefix + n.Name()
+		if len(name) <= 255 && !strings.ContainsRune(name, ',') && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
+	add("", c.Codec)
+	for _, name := range codec.Names() {
+		add("", codec.Lookup(name))
+	}
+	for _, coder := range c.Handler.load().coders {
+		add(coderPrefix, coder)
+	}
+	h.names = strings.Join(names, ",") + ","
 	return h
+}
+
+// coderPrefix tells the names of coders from those of codecs.
+const coderPrefix = "coder:"
+
+// decodesLocked reports whether the peer can be sent messages of a codec. The lock is held.
+func (l *link) decodesLocked(name string) bool {
+	return l.has(featMetadata) && l.peer != peerHello{} && l.peer.Value().knows(name)
+}
+
+func (h hello) knows(name string) bool {
+	for rest := h.names; rest != ""; {
+		var first string
+		if first, rest, _ = strings.Cut(rest, ","); first == name {
+			return true
+		}
+	}
+	return false
 }
 
 // helloFrame makes a ping or pong that carries a hello.

@@ -17,26 +17,26 @@ import (
 func fullHello() hello {
 	return hello{
 		version: protocolVersion, features: ourFeatures, maxBody: DefaultMaxBodyLen, metadata: 16 << 10,
-		window: 512 << 10, connWindow: 16 << 20, streams: 1024, codecs: "json",
+		window: 512 << 10, connWindow: 16 << 20, streams: 1024, names: "json,protobuf,",
 	}
 }
 
-// plainHello is it without the name of the codec.
+// plainHello is it without the names of codecs.
 func plainHello() hello {
 	h := fullHello()
-	h.codecs = ""
+	h.names = ""
 	return h
 }
 
 // fullHelloHex is the same in bytes, written down by hand.
-const fullHelloHex = plainHelloHex + "046a736f6e"
+const fullHelloHex = plainHelloHex + "046a736f6e" + "0870726f746f627566"
 
-// plainHelloHex is it without the name of the codec.
+// plainHelloHex is it without the names of codecs.
 const plainHelloHex = "61727063" + "02" + "20" + "0000" + "1f000000" + "f0ffff03" + "00400000" + "00000800" + "00000001" + "00040000"
 
 const (
-	helloPingHex = "25000000" + "00040000" + "0000000000000000" + fullHelloHex
-	helloPongHex = "25000000" + "00050000" + "0000000000000000" + fullHelloHex
+	helloPingHex = "2e000000" + "00040000" + "0000000000000000" + fullHelloHex
+	helloPongHex = "2e000000" + "00050000" + "0000000000000000" + fullHelloHex
 )
 
 // dialGreeted connects to a server and agrees with it on what h offers.
@@ -125,9 +125,9 @@ func TestHelloEncoding(t *testing.T) {
 		{"nothing", hello{version: 2, maxBody: 4096},
 			"6172706302200000" + "00000000" + "00100000" + "00000000" + "00000000" + "00000000" + "00000000"},
 		{"one codec", hello{version: 2, features: 1, maxBody: 0x01020304, metadata: 0x05060708, window: 0x090a0b0c,
-			connWindow: 0x0d0e0f10, streams: 0x11121314, codecs: "json"},
+			connWindow: 0x0d0e0f10, streams: 0x11121314, names: "json,"},
 			"6172706302200000" + "01000000" + "04030201" + "08070605" + "0c0b0a09" + "100f0e0d" + "14131211" + "04" + "6a736f6e"},
-		{"two codecs", hello{version: 2, features: 2, maxBody: math.MaxUint32, codecs: "json,pb"},
+		{"two codecs", hello{version: 2, features: 2, maxBody: math.MaxUint32, names: "json,pb,"},
 			"6172706302200000" + "02000000" + "ffffffff" + "00000000" + "00000000" + "00000000" + "00000000" + "046a736f6e" + "027062"},
 		{"a later version, unknown features", hello{version: 255, features: math.MaxUint32 &^ featStreams, maxBody: 4096},
 			"61727063ff200000" + "f7ffffff" + "00100000" + "00000000" + "00000000" + "00000000" + "00000000"},
@@ -166,7 +166,7 @@ func TestHelloTolerates(t *testing.T) {
 		want       func(h *hello)
 	}{
 		{"reserved bytes", changed(6, "ffff"), func(*hello) {}},
-		{"a longer fixed part", changed(5, "24", "deadbeef", "0161"), func(h *hello) { h.codecs = "a" }},
+		{"a longer fixed part", changed(5, "24", "deadbeef", "0161"), func(h *hello) { h.names = "a," }},
 		{"a fixed part that ends with the body", changed(5, "24", "deadbeef"), func(*hello) {}},
 		{"version 3", changed(4, "03"), func(h *hello) { h.version = 3 }},
 		{"unknown features", changed(8, "1f0000f0"), func(h *hello) { h.features |= 0xf0000000 }},
@@ -177,7 +177,7 @@ func TestHelloTolerates(t *testing.T) {
 		{"the largest windows", changed(20, "ffffff7f"+"ffffff7f"),
 			func(h *hello) { h.window, h.connWindow = math.MaxInt32, math.MaxInt32 }},
 		{"4096 bytes", plainHelloHex + names + "ee" + strings.Repeat("62", 238), func(h *hello) {
-			h.codecs = strings.Repeat(strings.Repeat("a", 254)+",", 15) + strings.Repeat("b", 238)
+			h.names = strings.Repeat(strings.Repeat("a", 254)+",", 15) + strings.Repeat("b", 238) + ","
 		}},
 	} {
 		want := plainHello()
@@ -283,7 +283,7 @@ func TestHelloAnswer(t *testing.T) {
 // The limits of both ends stand in their HELLOs.
 func TestHelloLimits(t *testing.T) {
 	limits := Limits{Metadata: 100, Streams: 5, StreamWindow: 1, StreamWindows: 20000} // a window has at least 4096 bytes
-	const want = "6172706302200000" + "1f000000" + "00200000" + "64000000" + "00100000" + "204e0000" + "05000000" + "046a736f6e"
+	const want = "6172706302200000" + "1f000000" + "00200000" + "64000000" + "00100000" + "204e0000" + "05000000" + "046a736f6e" + "0870726f746f627566"
 	h := NewHandler()
 	h.SetMaxBodyLen(8192)
 	p, client, _ := startDial(t, listenRaw(t), h, limits)
@@ -387,7 +387,8 @@ func TestHelloCodecName(t *testing.T) {
 	}()
 	p := dialRaw(t, ln.Addr().String())
 	p.send(unhex(helloPingHex))
-	p.wants("answer", "25"+helloPongHex[2:len(helloPongHex)-8]+hex.EncodeToString([]byte("mine")))
+	p.wants("answer", "33"+helloPongHex[2:len(helloPongHex)-len("046a736f6e0870726f746f627566")]+
+		"04"+hex.EncodeToString([]byte("mine"))+"046a736f6e0870726f746f627566")
 	p.Close() //nolint:errcheck // Stop waits for it, a second at most
 }
 

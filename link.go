@@ -3,6 +3,7 @@ package arpc
 import (
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,8 @@ type linkExtra struct {
 	canceled canceledSet
 	later    map[string]int // requests that will be answered later, by method
 	streams  *linkStreams
+	coders   atomic.Pointer[[]string] // names of those that the peer has used
+	after    []*func()                // of AfterConn
 
 	lockTimer *time.Timer // ends a connection that does not authenticate itself; may be nil
 	principal any         // guarded by mu
@@ -311,14 +314,15 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 		x.canceled.remove(c.msg.Seq())
 		l.cn.Unlock()
 	}
+	cc := c.codec()
 	if coders := c.Client.Handler.load().coders; len(coders) > 0 {
-		payload, err := codec.AppendValue(make([]byte, ext), c.Client.Codec, v)
+		payload, err := codec.AppendValue(make([]byte, ext), cc, v)
 		if err != nil {
 			return err
 		}
 		putExtension(payload, flag, 0, md)
 		m := newMessage(CmdResponse, flag, c.msg.Seq(), string(method), payload, c.msg.values)
-		if m, err = encodeAll(coders, c.Client, m); err != nil {
+		if m, err = encodeAll(coders, l, m); err != nil {
 			return err
 		}
 		return l.send(m, urgency)
@@ -327,7 +331,7 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 	raw, text, ok := rawValue(v)
 	if !ok {
 		var err error
-		if scratch, raw, err = encode(c.Client.Codec, v); err != nil {
+		if scratch, raw, err = encode(cc, v); err != nil {
 			return err
 		}
 		defer scratch.Free()
@@ -407,14 +411,46 @@ func encode(c codec.Codec, v any) (*buf.Buf, []byte, error) {
 	return b, p, nil
 }
 
-// encodeAll runs the coders over m, which they may change.
-func encodeAll(coders []MessageCoder, c *Client, m *Message) (*Message, error) {
+// encodeAll runs the coders over m, which they may change: of those that have a name only what the peer has too, if it knows
+// version 2 of the protocol.
+func encodeAll(coders []MessageCoder, l *link, m *Message) (*Message, error) {
+	l.cn.Lock()
+	peer := l.peer
+	l.cn.Unlock()
 	for _, coder := range coders {
-		if m = coder.Encode(c, m); m == nil || len(m.Buffer) < HeadLen {
+		if n, ok := coder.(interface{ Name() string }); ok && peer != (peerHello{}) && !peer.Value().knows(coderPrefix+n.Name()) && !l.hasUsed(n.Name()) {
+			continue
+		}
+		if m = coder.Encode(l.client, m); m == nil || len(m.Buffer) < HeadLen {
 			return nil, errEncode
 		}
 	}
 	return m, nil
+}
+
+// used remembers that the peer has a coder: it may have got it after its HELLO.
+func (l *link) used(name string) {
+	if l.hasUsed(name) {
+		return
+	}
+	l.cn.Lock()
+	defer l.cn.Unlock()
+	x := l.extraLocked()
+	var names []string
+	if old := x.coders.Load(); old != nil {
+		names = *old
+	}
+	names = append(names[:len(names):len(names)], name)
+	x.coders.Store(&names)
+}
+
+func (l *link) hasUsed(name string) bool {
+	x := l.x.Load()
+	if x == nil {
+		return false
+	}
+	names := x.coders.Load()
+	return names != nil && slices.Contains(*names, name)
 }
 
 // rpc is the core.App of clients and servers.
@@ -440,6 +476,9 @@ var errFrame = errors.New("malformed frame")
 func (r *rpc) Open(cn *core.Conn) error {
 	l := r.open(cn)
 	cn.User = l
+	if o := l.client.Handler.load().observer; o != nil {
+		l.client.safely("Observer", func() { o.ConnOpened(l.client) })
+	}
 	if l.client.dial != nil && r.version >= protocolVersion {
 		l.sendHello()
 	}
@@ -547,7 +586,11 @@ func (b *batch) run() error {
 func (b *batch) decode(frame []byte) *Message {
 	m := &Message{Buffer: append(make([]byte, 0, len(frame)), frame...), plain: b.l.feat.Load() == 0}
 	for i := len(b.state.coders) - 1; i >= 0; i-- {
-		m = b.state.coders[i].Decode(b.l.client, m)
+		coder, before := b.state.coders[i], m
+		m = coder.Decode(b.l.client, m)
+		if n, ok := coder.(interface{ Name() string }); ok && m != before && m != nil {
+			b.l.used(n.Name())
+		}
 		if m == nil || len(m.Buffer) < HeadLen || m.BodyLen() != len(m.Buffer)-HeadLen {
 			return nil
 		}
@@ -676,19 +719,20 @@ func (b *batch) request(frame []byte, msg *Message) {
 			n := min(len(frame)-HeadLen, int(frame[indexMethodLen]), MaxMethodLen)
 			bad := append([]byte(nil), frame[:HeadLen+n]...)
 			bad[indexMethodLen] = byte(n)
+			bad[indexFlag] &= flagsV1                                                      // what follows the method is not there
 			l.requestContext(&route{mode: modeInline}, bad, nil).answer(nil, errBadMethod) //nolint:errcheck // the peer's problem
 		}
 		return
 	}
 	if b.locked && !isAuth(frame) {
 		if isRequest {
-			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, errNoAuth) //nolint:errcheck // as above
+			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, Refused(errNoAuth)) //nolint:errcheck // as above
 		}
 		return
 	}
 	if b.draining {
 		if isRequest {
-			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, errDraining) //nolint:errcheck // as above
+			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, Refused(errDraining)) //nolint:errcheck // as above
 		}
 		return
 	}
@@ -739,7 +783,7 @@ func (b *batch) request(frame []byte, msg *Message) {
 		return
 	}
 	if isRequest { // too many in line
-		l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, errTooMany) //nolint:errcheck // as above
+		l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, Refused(errTooMany)) //nolint:errcheck // as above
 	}
 }
 
@@ -795,6 +839,7 @@ func (r *rpc) Down(cn *core.Conn, err error) {
 	var calls []*call
 	var asked []*Context
 	var streams []*Stream
+	var after []*func()
 	cn.Lock()
 	l.gate |= gateDown
 	if t := l.table; t != nil {
@@ -821,6 +866,7 @@ func (r *rpc) Down(cn *core.Conn, err error) {
 			}
 		}
 		x.asked = nil
+		after, x.after = x.after, nil
 		x.stopLock()
 		if x.streams != nil {
 			streams = x.streams.all()
@@ -840,6 +886,9 @@ func (r *rpc) Down(cn *core.Conn, err error) {
 	for _, s := range streams {
 		s.lost(lost)
 	}
+	for _, f := range after {
+		l.client.safely("function of AfterConn", *f)
+	}
 }
 
 // Close implements core.App.
@@ -847,6 +896,9 @@ func (r *rpc) Close(cn *core.Conn, err error) {
 	l := cn.User.(*link)
 	if h := l.client.Handler.load().disconnected; h != nil {
 		l.client.safely("disconnected hook", func() { h(l.client) })
+	}
+	if o := l.client.Handler.load().observer; o != nil {
+		l.client.safely("Observer", func() { o.ConnClosed(l.client, err) })
 	}
 	r.close(l, err)
 }

@@ -1,9 +1,10 @@
 package arpc
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // Metadata is what travels with a call beside its value, in either direction: small pairs, such as a trace context or a
@@ -15,26 +16,8 @@ type Metadata map[string]string
 // metadataBlock is encoded metadata, without the length before it. It never changes.
 type metadataBlock []byte
 
-type metadataKey struct{}
-
-type responseMetadataKey struct{}
-
-// WithMetadata returns a context whose calls, notifications and streams carry md, instead of what ctx may have had. It
-// is encoded once, here; md may be changed afterwards. A pair that cannot be sent is an error of the call.
-func WithMetadata(ctx context.Context, md Metadata) context.Context {
-	b, err := appendMetadata(nil, md)
-	return context.WithValue(ctx, metadataKey{}, &outgoing{b, err})
-}
-
-type outgoing struct {
-	block metadataBlock
-	err   error
-}
-
-// WithResponseMetadata returns a context for one call that stores the metadata of its answer in md, nil if there is none.
-func WithResponseMetadata(ctx context.Context, md *Metadata) context.Context {
-	return context.WithValue(ctx, responseMetadataKey{}, md)
-}
+// reservedPrefix begins the keys that the framework uses itself.
+const reservedPrefix = "arpc."
 
 func errMetadata(format string, args ...any) *Error {
 	return &Error{Code: CodeInvalidArgument, Message: "invalid metadata: " + fmt.Sprintf(format, args...)}
@@ -44,11 +27,18 @@ func errMetadata(format string, args ...any) *Error {
 func appendMetadata(b []byte, md Metadata) ([]byte, error) {
 	for k, v := range md {
 		var err error
-		if b, err = appendPair(b, k, v); err != nil {
+		if b, err = appendUserPair(b, k, v); err != nil {
 			return nil, err
 		}
 	}
 	return b, nil
+}
+
+func appendUserPair(b []byte, k, v string) ([]byte, error) {
+	if strings.HasPrefix(k, reservedPrefix) {
+		return nil, errMetadata("the key %q is reserved", k)
+	}
+	return appendPair(b, k, v)
 }
 
 func appendPair(b []byte, k, v string) ([]byte, error) {
@@ -58,7 +48,7 @@ func appendPair(b []byte, k, v string) ([]byte, error) {
 	if len(b)+3+len(k)+len(v) > 65535 {
 		return nil, errMetadata("more than 65535 bytes")
 	}
-	b = append(append(b, byte(len(k))), k...)
+	b = append(append(slices.Grow(b, 3+len(k)+len(v)), byte(len(k))), k...)
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(v)))
 	return append(b, v...), nil
 }
@@ -88,33 +78,38 @@ func validMetadata(b []byte) bool {
 	return true
 }
 
-// decodeMetadata decodes a valid block; the last of equal keys counts.
+// decodeMetadata decodes a valid block; the last of equal keys counts, and those of the framework are left out.
 func decodeMetadata(b []byte) Metadata {
-	if len(b) == 0 {
-		return nil
-	}
-	md := Metadata{}
+	var md Metadata
 	for len(b) > 0 {
 		k, v, rest, ok := nextPair(b)
 		if !ok {
 			break
 		}
+		if b = rest; len(k) >= len(reservedPrefix) && string(k[:len(reservedPrefix)]) == reservedPrefix {
+			continue
+		}
+		if md == nil {
+			md = Metadata{}
+		}
 		md[string(k)] = string(v)
-		b = rest
 	}
 	return md
 }
 
-// metadataOf returns what ctx wants to be sent.
-func metadataOf(ctx context.Context) (metadataBlock, error) {
-	if ctx == nil {
-		return nil, nil
+// pairIn returns the value of a key in a valid block.
+func pairIn(b metadataBlock, key string) (value []byte, ok bool) {
+	for len(b) > 0 {
+		k, v, rest, valid := nextPair(b)
+		if !valid {
+			break
+		}
+		if string(k) == key {
+			value, ok = v, true
+		}
+		b = rest
 	}
-	o, _ := ctx.Value(metadataKey{}).(*outgoing)
-	if o == nil {
-		return nil, nil
-	}
-	return o.block, o.err
+	return value, ok
 }
 
 // Flags of version 2 in requests, answers, notifications and streams. Between method and payload stand, in this order, the

@@ -30,7 +30,7 @@ const (
 	// Inline handlers must not block, see Mux.HandleInline.
 	Inline
 	// Idempotent says that doing the work twice does no harm, so that a call may be tried again when it is not known whether
-	// it was carried out. Nothing in this package does so.
+	// it was carried out. Nothing in this package does so, but Callers that do are told, see WithIdempotent.
 	Idempotent
 )
 
@@ -107,7 +107,10 @@ func decodeFault(err error) error {
 
 // answerTyped answers a request, unless somebody has or will.
 func (c *Context) answerTyped(v any, err error) {
-	if c.msg.Cmd() == CmdRequest && c.state.Load()&(stateAnswered|stateLater) == 0 {
+	switch {
+	case c.msg.Cmd() != CmdRequest:
+		c.err = err // for Outcome
+	case c.state.Load()&(stateAnswered|stateLater) == 0:
 		c.answer(v, err) //nolint:errcheck // there is nobody to tell
 	}
 }
@@ -115,6 +118,11 @@ func (c *Context) answerTyped(v any, err error) {
 // Call calls the method at the other end of c; see Client.CallWith for ctx and errors.
 func (m Method[Req, Res]) Call(ctx context.Context, c Caller, req *Req) (*Res, error) {
 	res := new(Res)
+	if m.idempotent {
+		if _, plain := c.(*Client); !plain {
+			ctx = WithIdempotent(ctx)
+		}
+	}
 	if err := c.CallWith(ctx, m.name, req, res); err != nil {
 		return nil, err
 	}

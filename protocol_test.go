@@ -233,7 +233,7 @@ func TestProtocolHello(t *testing.T) {
 		s := startServer(t, Limits{Metadata: 99, StreamWindow: 5000, StreamWindows: 60000, Streams: 7})
 		s.Handler.SetMaxBodyLen(70000)
 		_, m := wireDial(t, s.addr, wireHello())
-		want := hello{version: 2, features: ourFeatures, maxBody: 70000, metadata: 99, window: 5000, connWindow: 60000, streams: 7, codecs: "json"}
+		want := hello{version: 2, features: ourFeatures, maxBody: 70000, metadata: 99, window: 5000, connWindow: 60000, streams: 7, names: "json,protobuf,"}
 		if got := answer(t, m); got != want {
 			t.Errorf("%+v", got)
 		}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"iter"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/arpc-go/arpc/codec"
@@ -28,13 +29,18 @@ type Stream struct {
 	link   *link
 	id     uint64
 	method string
-	local  bool // this side opened it
-	v2     bool // by the rules of version 2; those of a stream that begins before HELLO are of version 1 to its end
+	local  bool        // this side opened it
+	codec  codec.Codec // nil for the client's
+	v2     bool        // by the rules of version 2; those of a stream that begins before HELLO are of version 1 to its end
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	stop   context.CancelFunc // of the deadline, may be nil
-	frame  []byte             // the frame that opened it, up to its payload; nil on the side that did
-	open   metadataBlock      // to send with the first frame
+	// observed tells an Observer of the end of a stream that this side has opened; nil for none, and afterwards.
+	observed atomic.Pointer[func(*Stream)]
+	// derived is what middleware has made of ctx, nil for ctx.
+	derived atomic.Pointer[context.Context]
+	frame   []byte        // the frame that opened it, up to its payload; nil on the side that did
+	open    metadataBlock // to send with the first frame
 
 	sending   chan struct{} // holds a token while somebody sends
 	receiving chan struct{} // the same
@@ -193,16 +199,33 @@ func (c *Client) NewStream(method string) *Stream {
 // The peer learns of it by the first message, CloseSend or Recv. Errors are those of CallWith, and CodeResourceExhausted when
 // the peer takes no further stream.
 func (c *Client) OpenStream(ctx context.Context, method string) (*Stream, error) {
+	o := c.Handler.load().observer
+	if o == nil {
+		return c.openStream(ctx, method, nil)
+	}
+	info := CallInfo{Kind: KindStream, Method: method, Start: time.Now()}
+	ctx = o.CallStarted(ctx, c, info)
+	ended := func(s *Stream) { o.CallEnded(ctx, c, info, s.outcome()) }
+	s, err := c.openStream(ctx, method, &ended)
+	if err != nil {
+		o.CallEnded(ctx, c, info, err)
+	}
+	return s, err
+}
+
+// openStream is OpenStream. observed is called when the stream is over.
+func (c *Client) openStream(ctx context.Context, method string, observed *func(*Stream)) (*Stream, error) {
 	if method == "" || len(method) > MaxMethodLen {
 		return nil, ErrInvalidMethod
 	}
 	if ctx.Err() != nil {
 		return nil, contextError(ctx)
 	}
-	md, err := metadataOf(ctx)
-	if err != nil {
-		return nil, err
+	opts := optionsOf(ctx)
+	if opts.err != nil {
+		return nil, opts.err
 	}
+	md := opts.block
 	var deadline int64
 	if t, ok := ctx.Deadline(); ok {
 		deadline = now() + int64(time.Until(t))
@@ -242,9 +265,14 @@ func (c *Client) OpenStream(ctx context.Context, method string) (*Stream, error)
 			l.cn.Unlock()
 			return nil, errMetadata("%d bytes", len(md))
 		}
+		if opts.codec != nil && !(l.has(featStreams) && l.decodesLocked(opts.codecName)) {
+			l.cn.Unlock()
+			return nil, errCodec
+		}
 		l.seq++
 		s := l.newStream(method, l.seq, true, deadline)
-		s.open = md
+		s.open, s.codec = md, opts.codec
+		s.observed.Store(observed)
 		if ctx.Done() != nil {
 			unhook := context.AfterFunc(ctx, func() { s.Reset(contextError(ctx)) }) // it waits for the lock
 			stop := context.CancelFunc(func() {})
@@ -257,6 +285,14 @@ func (c *Client) OpenStream(ctx context.Context, method string) (*Stream, error)
 		l.cn.Unlock()
 		return s, nil
 	}
+}
+
+// cc returns the codec of the stream's messages.
+func (s *Stream) cc() codec.Codec {
+	if s.codec != nil {
+		return s.codec
+	}
+	return s.link.client.Codec
 }
 
 // ID returns the stream's number on its connection.
@@ -276,7 +312,12 @@ func (s *Stream) Peer() Peer { return s.link.peerInfo() }
 
 // Context returns a context that has the deadline of the stream and is done when the stream is over, with the reason as its
 // cause. Calls made with it, and its Client, go to the peer.
-func (s *Stream) Context() context.Context { return s.ctx }
+func (s *Stream) Context() context.Context {
+	if ctx := s.derived.Load(); ctx != nil {
+		return *ctx
+	}
+	return s.ctx
+}
 
 // Metadata returns what the peer sent with the stream: the opening end's with its first frame, the other's with any.
 func (s *Stream) Metadata() Metadata {
@@ -300,7 +341,7 @@ func (s *Stream) SetMetadata(key, value string) error {
 	if sent {
 		return &Error{Code: CodeFailedPrecondition, Message: "metadata was sent already"}
 	}
-	out, err := appendPair(md[:len(md):len(md)], key, value)
+	out, err := appendUserPair(md[:len(md):len(md)], key, value)
 	if err == nil {
 		err = s.link.checkMetadata(out)
 	}
@@ -439,6 +480,9 @@ func (s *Stream) finish(cause error) {
 	if s.stop != nil {
 		s.stop()
 	}
+	if ended := s.observed.Swap(nil); ended != nil {
+		(*ended)(s)
+	}
 }
 
 // lost ends the stream because its connection did. What was received can still be.
@@ -556,7 +600,7 @@ func (s *Stream) RecvWith(ctx context.Context, v any) error {
 				return nil
 			}
 			if s.partial == nil && !c.more {
-				err := codec.Decode(l.client.Codec, c.p, v)
+				err := codec.Decode(s.cc(), c.p, v)
 				c.b.Free()
 				return err
 			}
@@ -565,7 +609,7 @@ func (s *Stream) RecvWith(ctx context.Context, v any) error {
 				return err
 			}
 			if !c.more {
-				err := codec.Decode(l.client.Codec, s.partial.B, v)
+				err := codec.Decode(s.cc(), s.partial.B, v)
 				s.partial.Free()
 				s.partial = nil
 				return err
@@ -655,7 +699,7 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 	if !none {
 		var ok bool
 		if raw, text, ok = rawValue(v); !ok {
-			scratch, p, err := encode(l.client.Codec, v)
+			scratch, p, err := encode(s.cc(), v)
 			if err != nil {
 				return err
 			}
@@ -912,7 +956,7 @@ func (s *Stream) frameOut(p []byte, none, last, more bool, values map[any]any) e
 		payload := append(make([]byte, ext, ext+len(p)), p...)
 		putExtension(payload, flag, left, md)
 		m := newMessage(cmd, flag, s.id, s.method, payload, values)
-		if m, err = encodeAll(coders, l.client, m); err == nil {
+		if m, err = encodeAll(coders, l, m); err == nil {
 			err = s.encodedOut(m)
 		}
 		if err != nil {
@@ -1145,7 +1189,12 @@ func (l *link) streamOpened(b *batch, frame, payload []byte, none bool, flag byt
 	r := b.state.streams[method]
 	ls := l.streamsLocked()
 	var refusal error
+	var cc codec.Codec
+	if v2 && flag&flagMetadata != 0 {
+		cc, refusal = codecOf(metadataIn(frame), nil)
+	}
 	switch {
+	case refusal != nil:
 	case b.locked:
 		refusal = errNoAuth
 	case b.draining:
@@ -1159,11 +1208,12 @@ func (l *link) streamOpened(b *batch, frame, payload []byte, none bool, flag byt
 	if refusal != nil {
 		l.gaveBackLocked(nil, len(payload)) // unlocks
 		if v2 {
-			l.control(cmdReset, flagError|flagCoded, id, appendError(nil, refusal, nil), core.Now) //nolint:errcheck // it is gone
+			l.control(cmdReset, flagError|flagCoded, id, appendError(nil, Refused(refusal), nil), core.Now) //nolint:errcheck // it is gone
 		}
 		return nil
 	}
 	s := l.newStream(method, id, false, 0)
+	s.codec = cc
 	s.frame = append([]byte(nil), frame[:len(frame)-len(payload)]...)
 	if ms, ok := timeLeft(frame); ok && v2 {
 		s.deadline = now() + int64(ms)*int64(time.Millisecond)
@@ -1203,6 +1253,9 @@ func (t *streamTask) RunTask() {
 	x := c.extra()
 	x.stream = s
 	x.wait.Store(&contextWait{Context: s.ctx, cancel: s.cancel})
+	if o := l.client.Handler.load().observer; o != nil {
+		c.watch = c.observeAs(o, CallInfo{Kind: KindStream, Method: s.method, Start: time.Now()})
+	}
 	func() {
 		defer func() {
 			if p := recover(); p != nil {
@@ -1213,6 +1266,11 @@ func (t *streamTask) RunTask() {
 		c.Next()
 	}()
 	s.handled()
+	c.ended(func(x *contextRare) { x.returned, x.answered, x.outcome = true, true, s.outcome() })
+	if c.watch != nil {
+		c.watch.ended(c, s.outcome())
+		c.watch = nil
+	}
 	l.cn.Paid()
 }
 

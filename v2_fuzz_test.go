@@ -13,9 +13,9 @@ import (
 // FuzzHello decodes any bytes as a HELLO; what is one means the same when it is encoded again.
 func FuzzHello(f *testing.F) {
 	for _, h := range []hello{
-		{version: 2, features: ourFeatures, maxBody: 1 << 20, metadata: 1 << 10, window: 4 << 10, connWindow: 4 << 10, streams: 1, codecs: "json"},
+		{version: 2, features: ourFeatures, maxBody: 1 << 20, metadata: 1 << 10, window: 4 << 10, connWindow: 4 << 10, streams: 1, names: "json,"},
 		{version: 255, features: 1<<32 - 1, maxBody: 1<<32 - 1, metadata: 1<<32 - 1, window: 1<<31 - 1, connWindow: 1<<31 - 1, streams: 1<<32 - 1},
-		{version: 2, maxBody: 4 << 10, codecs: "json,protobuf,x"},
+		{version: 2, maxBody: 4 << 10, names: "json,protobuf,x,"},
 	} {
 		f.Add(h.append(nil))
 	}
