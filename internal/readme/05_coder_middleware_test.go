@@ -60,3 +60,31 @@ func (c *countingConn) Write(b []byte) (int, error) {
 	c.sent.Add(int64(n))
 	return n, err
 }
+
+func TestCoderMiddlewareOfPackage(t *testing.T) {
+	freshDefault(t)
+	handler := arpc.DefaultHandler
+	handler.UseCoder(gzip.New())
+	handler.Handle("/echo", func(ctx *arpc.Context) {
+		str := ""
+		if err := ctx.Bind(&str); err == nil {
+			ctx.Write(str)
+		}
+	})
+	addr := serve(t, arpc.NewServer())
+
+	var sent, received atomic.Int64
+	client, err := arpc.NewClient(func() (net.Conn, error) {
+		conn, err := net.Dial("tcp", addr)
+		return &countingConn{Conn: conn, sent: &sent, received: &received}, err
+	})
+	must(t, err)
+	t.Cleanup(client.Stop)
+	text, rsp := strings.Repeat("compressible ", 10000), ""
+	if err := client.Call("/echo", text, &rsp, patience); err != nil || rsp != text {
+		t.Fatalf("echo of %d bytes: %d bytes, %v", len(text), len(rsp), err)
+	}
+	if s, r := sent.Load(), received.Load(); s > int64(len(text)/10) || r > int64(len(text)/10) {
+		t.Errorf("%d bytes sent and %d received for a text of %d", s, r, len(text))
+	}
+}
