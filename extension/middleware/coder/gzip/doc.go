@@ -1,6 +1,7 @@
 // Package gzip is a message coder that compresses frames, wire-compatible with
-// the gzip coder of other arpc implementations. Both ends of a connection must
-// install it; an end without it would take compressed bytes for a frame.
+// the gzip coder of other arpc implementations. It is used where both ends of a
+// connection have it. Only a peer of protocol version 1 cannot say so and must
+// have it: it would take compressed bytes for a frame.
 //
 //	server.Handler.UseCoder(gzip.New())
 //	client.Handler.UseCoder(gzip.New())

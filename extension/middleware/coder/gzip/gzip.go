@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/arpc-go/arpc"
+	"github.com/arpc-go/arpc/extension/middleware/coder"
 	"github.com/arpc-go/arpc/log"
 )
 
@@ -21,7 +22,7 @@ const (
 	// 64 MiB.
 	DefaultMaxDecodedLen = 64 << 20
 
-	flagBit     = 7 // of the reserved byte
+	flagBit     = coder.FlagBitGZip
 	compressed  = 5 // offset of the first byte that is compressed
 	maxExpand   = 1032
 	reservedOff = 4
@@ -52,17 +53,21 @@ func New(minSize ...int) *Gzip {
 	return g
 }
 
+// Name returns "gzip", by which peers of protocol version 2 agree to use the
+// coder.
+func (*Gzip) Name() string { return "gzip" }
+
 // Encode implements arpc.MessageCoder. It returns msg itself if compressing
 // does not apply or does not pay.
 func (g *Gzip) Encode(_ *arpc.Client, msg *arpc.Message) *arpc.Message {
-	if len(msg.Buffer) <= g.minSize || len(msg.Buffer) < arpc.HeadLen || msg.IsFlagBitSet(flagBit) {
+	if len(msg.Buffer) <= g.minSize || len(msg.Buffer) < arpc.HeadLen || msg.IsFlagBitSet(flagBit) || msg.IsFlagBitSet(coder.FlagBitZstd) {
 		return msg
 	}
 	out := compress(msg.Buffer)
 	if len(out) >= len(msg.Buffer) {
 		return msg
 	}
-	return replace(msg, out)
+	return coder.Replace(msg, out)
 }
 
 // Decode implements arpc.MessageCoder. It returns msg itself if it is not
@@ -78,23 +83,10 @@ func (g *Gzip) Decode(client *arpc.Client, msg *arpc.Message) *arpc.Message {
 	}
 	out, err := decompress(msg.Buffer, limit)
 	if err != nil {
-		from := "an unknown peer"
-		if client != nil && client.Conn != nil {
-			from = client.Conn.RemoteAddr().String()
-		}
-		log.Warn("arpc: bad gzip frame of %d bytes from %s: %v", len(msg.Buffer), from, err)
+		log.Warn("arpc: bad gzip frame of %d bytes from %s: %v", len(msg.Buffer), coder.Peer(client), err)
 		return nil
 	}
-	return replace(msg, out)
-}
-
-// replace returns a message with the bytes frame and the values of msg.
-func replace(msg *arpc.Message, frame []byte) *arpc.Message {
-	m := &arpc.Message{Buffer: frame}
-	for k, v := range msg.Values() {
-		m.Set(k, v)
-	}
-	return m
+	return coder.Replace(msg, out)
 }
 
 var writers = sync.Pool{New: func() any {

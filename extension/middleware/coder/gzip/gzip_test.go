@@ -2,10 +2,12 @@ package gzip
 
 import (
 	"bytes"
+	"compress/flate"
 	stdgzip "compress/gzip"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"hash/crc32"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -16,6 +18,8 @@ import (
 	"time"
 
 	"github.com/arpc-go/arpc"
+	"github.com/arpc-go/arpc/extension/middleware/coder/internal/codertest"
+	"github.com/arpc-go/arpc/extension/middleware/coder/zstd"
 	"github.com/arpc-go/arpc/internal/leak"
 	"github.com/arpc-go/arpc/log"
 )
@@ -226,6 +230,70 @@ func TestBomb(t *testing.T) {
 			t.Errorf("%s: %d bytes allocated for %d received", name, got, len(frame))
 		}
 	}
+}
+
+// A frame of 1 MiB that becomes 1 GiB, made of one piece that is repeated.
+func TestBombOf1GiB(t *testing.T) {
+	const piece, pieces = 1 << 20, 1 << 10
+	zeros := make([]byte, piece)
+	var packed bytes.Buffer
+	w, err := flate.NewWriter(&packed, flate.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write(zeros)
+	w.Flush() // so that it ends at a byte, and can be repeated
+	sum := uint32(0)
+	bomb := []byte{0, 0, 0, 0, 0x80, 0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}
+	for range pieces {
+		bomb = append(bomb, packed.Bytes()...)
+		sum = crc32.Update(sum, crc32.IEEETable, zeros)
+	}
+	bomb = append(bomb, 1, 0, 0, 0xff, 0xff) // the last block, empty
+	bomb = binary.LittleEndian.AppendUint32(bomb, sum)
+	bomb = binary.LittleEndian.AppendUint32(bomb, piece*pieces)
+	setBodyLen(bomb)
+	z, err := stdgzip.NewReader(bytes.NewReader(bomb[compressed:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := z.Read(zeros); n == 0 || err != nil {
+		t.Fatalf("the bomb is none: %d, %v", n, err)
+	}
+
+	liar := bytes.Clone(bomb)
+	g := New()
+	g.MaxDecodedLen = 16 << 20
+	binary.LittleEndian.PutUint32(liar[len(liar)-4:], uint32(g.MaxDecodedLen-compressed))
+	_, addr := codertest.Serve(t, g)
+	for name, tt := range map[string]struct {
+		frame []byte
+		most  uint64
+	}{"honest": {bomb, 1 << 20}, "with a false length": {liar, uint64(g.MaxDecodedLen) + 1<<20}} {
+		got := codertest.Allocated(func() {
+			if decode(g, tt.frame) != nil {
+				t.Errorf("%s: accepted", name)
+			}
+		})
+		if got > tt.most {
+			t.Errorf("%s: %d bytes allocated for %d received", name, got, len(tt.frame))
+		}
+		codertest.Closes(t, addr, tt.frame)
+	}
+}
+
+func TestBothWays(t *testing.T) { codertest.BothWays(t, New(), New(100)) }
+
+func TestOneSided(t *testing.T) { codertest.OneSided(t, New()) }
+
+// Of two compressing coders, each end uses the first that both have.
+func TestWithZstd(t *testing.T) {
+	_, addr := codertest.Serve(t, zstd.New(), New())
+	h := codertest.Handler(zstd.New())
+	h.UseCoder(New())
+	_, other := codertest.Serve(t, New())
+	codertest.Calls(t, codertest.Connect(t, addr, h))
+	codertest.Calls(t, codertest.Connect(t, other, h))
 }
 
 func TestDecodeRefusesBadFrames(t *testing.T) {
