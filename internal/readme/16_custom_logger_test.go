@@ -24,14 +24,6 @@ func (c *captured) Info(format string, v ...any)  { c.print("info", format, v) }
 func (c *captured) Warn(format string, v ...any)  { c.print("warn", format, v) }
 func (c *captured) Error(format string, v ...any) { c.print("error", format, v) }
 
-// captureLog takes over the log for a test.
-func captureLog(t *testing.T) (lines <-chan string) {
-	c := &captured{lines: make(chan string, 256)}
-	log.SetLogger(c)
-	t.Cleanup(func() { log.SetLogger(log.DefaultLogger) })
-	return c.lines
-}
-
 // assigned is a Logger that counts its lines.
 type assigned struct{ lines atomic.Int64 }
 
