@@ -52,7 +52,7 @@ func codecPair(name string) string {
 	return "\x0aarpc.codec" + string(binary.LittleEndian.AppendUint16(nil, uint16(len(name)))) + name
 }
 
-// V2-CODEC-1, V2-EXT-5.
+// V2-CODEC-1, V2-EXT-4.
 func TestUseCodec(t *testing.T) {
 	other := useTagged(t)
 	everyWay(t, Limits{}, func(t *testing.T, w *way) {
@@ -272,7 +272,7 @@ func TestUseCodecBytes(t *testing.T) {
 		p.frame()
 		// What a handler answers.
 		c.Handler.Handle("/h", func(ctx *Context) {
-			if ctx.Metadata() != nil { // V2-EXT-5
+			if ctx.Metadata() != nil { // V2-EXT-4
 				t.Errorf("the handler has %v", ctx.Metadata())
 			}
 			ctx.Write(point{3})
@@ -422,7 +422,7 @@ func TestMalformedMethodWithMetadata(t *testing.T) {
 	})
 }
 
-// V2-EXT-5: keys of the protocol's own are neither taken from programs nor given to them.
+// V2-EXT-4: keys of the protocol's own are neither taken from programs nor given to them.
 func TestReservedKeys(t *testing.T) {
 	everyWay(t, Limits{}, func(t *testing.T, w *way) {
 		seen := make(chan Metadata, 1)
@@ -481,7 +481,7 @@ func TestReservedKeys(t *testing.T) {
 	})
 }
 
-// V2-EXT-5: whatever the peer sends of them is not given to programs, and so is not passed on.
+// V2-EXT-4: whatever the peer sends of them is not given to programs, and so is not passed on.
 func TestReservedKeysArrive(t *testing.T) {
 	greetedEnds(t, fullHello(), func(t *testing.T, c *Client, p *rawPeer) {
 		ext := wireExtension(-1, "\x01k\x01\x00v"+"\x05arpc.\x00\x00"+"\x06arpc.x\x01\x00v"+codecPair("json"))

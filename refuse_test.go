@@ -22,10 +22,10 @@ func wantRefused(t testing.TB, what string, err error, code Code, refused bool) 
 	}
 }
 
-// refusedHex is the detail of V2-CODE-5 as it is sent.
+// refusedHex is the detail of V2-CODE-6 as it is sent.
 const refusedHex = "0c" + "617270632e72656675736564" + "00000000"
 
-// V2-CODE-5: what the framework refuses by itself.
+// V2-CODE-6: what the framework refuses by itself.
 func TestRefusedByTheFramework(t *testing.T) {
 	everyWay(t, Limits{}, func(t *testing.T, w *way) {
 		ctx := patient(t)
@@ -53,7 +53,7 @@ func TestRefusedByTheFramework(t *testing.T) {
 	})
 }
 
-// V2-CODE-5: an end that drains, one that waits for credentials, and one that has too much in line.
+// V2-CODE-6: an end that drains, one that waits for credentials, and one that has too much in line.
 func TestRefusedOnTheWire(t *testing.T) {
 	refuses := func(t *testing.T, p *rawPeer, code Code) {
 		t.Helper()
@@ -185,7 +185,7 @@ func TestRefused(t *testing.T) {
 	})
 }
 
-// V2-CODE-5: who passes on an error has perhaps done something, so the refusal stays behind.
+// V2-CODE-6: who passes on an error has perhaps done something, so the refusal stays behind.
 func TestRefusedIsNotPassedOn(t *testing.T) {
 	everyWay(t, Limits{}, func(t *testing.T, w *way) {
 		w.caller.Handler.Handle("/inner", func(c *Context) {
@@ -265,7 +265,7 @@ func TestRefusedHere(t *testing.T) {
 	}
 }
 
-// V2-CODE-5, V2-CODE-6: what a peer may send, sensible or not.
+// V2-CODE-6: what a peer may send, sensible or not.
 func TestRefusedDetails(t *testing.T) {
 	detail := func(name, value string) string {
 		return string([]byte{byte(len(name))}) + name + string([]byte{byte(len(value)), 0, 0, 0}) + value
