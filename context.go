@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,7 +52,6 @@ type contextRare struct {
 	request   bool                        // and this: the message is a request
 	finished  bool                        // and this: nobody is to wait for the handler any more
 	stream    *Stream
-	values    context.Context // an Observer's; nil for none
 
 	answering sync.Mutex // between who answers and AnswerLater
 
@@ -263,19 +263,17 @@ func (c *Context) returned() {
 	}
 	s := c.state.Load()
 	later := s&(stateLater|stateEarly) == stateLater && c.msg.Cmd() == CmdRequest
-	if c.watch != nil {
-		if later {
+	if later {
+		if c.watch != nil {
 			c.watch.later(c)
-		} else {
-			c.watch.ended(c, c.err)
 		}
-		c.watch = nil
-	}
-	if c.rare.Load() != nil {
-		if later {
-			c.ended(func(x *contextRare) { x.returned = true })
-		} else {
+		c.ended(func(x *contextRare) { x.returned = true })
+	} else {
+		if c.rare.Load() != nil {
 			c.ended(func(x *contextRare) { x.returned, x.answered, x.outcome = true, true, c.err })
+		}
+		if c.watch != nil {
+			c.watch.ended(c, c.err)
 		}
 	}
 	if s&stateLater == 0 || s&stateAnswered != 0 || c.msg.Cmd() != CmdRequest {
@@ -587,6 +585,16 @@ func (c *Context) Metadata() Metadata {
 	return decodeMetadata(metadataIn(c.msg.Buffer))
 }
 
+// MetadataValue returns the value of one key of Metadata, without decoding all; false if there is none.
+func (c *Context) MetadataValue(key string) (value string, ok bool) {
+	c.used()
+	v, ok := pairIn(metadataIn(c.msg.Buffer), key)
+	if !ok || strings.HasPrefix(key, reservedPrefix) {
+		return "", false
+	}
+	return string(v), true
+}
+
 // SetMetadata adds a pair to what is sent with the answer. It is left out for peers of version 1 of the protocol. Errors are
 // those of the limits at Metadata.
 func (c *Context) SetMetadata(key, value string) error {
@@ -675,10 +683,10 @@ func (c *Context) Value(key any) any {
 				return v
 			}
 		}
-		if x.values != nil {
-			if v := x.values.Value(key); v != nil {
-				return v
-			}
+	}
+	if c.watch != nil && c.watch.values != nil {
+		if v := c.watch.values.Value(key); v != nil {
+			return v
 		}
 	}
 	if len(c.msg.values) == 0 {

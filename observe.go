@@ -142,18 +142,19 @@ func (c *Context) observe(o Observer) {
 
 // observation is a message that an Observer has been told of.
 type observation struct {
-	o    Observer
-	info CallInfo
+	o      Observer
+	info   CallInfo
+	values context.Context // nil for none
 }
 
 var observations = sync.Pool{New: func() any { return new(observation) }}
 
 // ended tells the Observer of the end. The observation is not valid any more then.
 func (w *observation) ended(c *Context, err error) {
-	o, info := w.o, w.info
+	w.o.HandleEnded(c, w.info, err)
+	c.watch = nil
 	*w = observation{}
 	observations.Put(w)
-	c.Client.safely("Observer", func() { o.HandleEnded(c, info, err) })
 }
 
 // later has the Observer told of the end by the answer.
@@ -165,16 +166,13 @@ func (w *observation) later(c *Context) {
 }
 
 func (c *Context) observeAs(o Observer, info CallInfo) *observation {
-	if values := o.HandleStarted(c, info); values != nil {
-		x := c.extra()
-		x.values = values
-		if x.stream != nil {
-			ctx := context.Context(streamValues{x.stream.Context(), values})
-			x.stream.derived.Store(&ctx)
-		}
+	values := o.HandleStarted(c, info)
+	if s := c.Stream(); s != nil && values != nil {
+		ctx := context.Context(streamValues{s.Context(), values})
+		s.derived.Store(&ctx)
 	}
 	w := observations.Get().(*observation)
-	w.o, w.info = o, info
+	w.o, w.info, w.values = o, info, values
 	return w
 }
 

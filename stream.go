@@ -1269,7 +1269,6 @@ func (t *streamTask) RunTask() {
 	c.ended(func(x *contextRare) { x.returned, x.answered, x.outcome = true, true, s.outcome() })
 	if c.watch != nil {
 		c.watch.ended(c, s.outcome())
-		c.watch = nil
 	}
 	l.cn.Paid()
 }

@@ -31,6 +31,9 @@ var rateBars = []struct {
 	{"S1", "arpc-go-async", "arpc", 3.5},
 	{"S1", "arpc-go-meta", "arpc-go", 0.85},
 	{"S1", wsName, "arpc-go", 0.75},
+	{"S1", "arpc-go-five", "arpc-go", 0.95},
+	{"S1", "arpc-go-metrics", "arpc-go", 0.85},
+	{"S1", "arpc-go-traced", "arpc-go", 0.85},
 }
 
 // Further bars.

@@ -136,12 +136,8 @@ func (o *Observer) CallEnded(ctx context.Context, _ *arpc.Client, info arpc.Call
 func (o *Observer) HandleStarted(c *arpc.Context, info arpc.CallInfo) context.Context {
 	m := o.method(server, info)
 	ctx, started := context.Background(), o.started[server]
-	if md := c.Metadata(); md != nil {
-		public := o.public != nil && o.public(c.Client)
-		if public {
-			delete(md, "baggage") // what is malformed would be reported
-		}
-		ctx = o.propagator.Extract(ctx, propagation.MapCarrier(md))
+	public := o.public != nil && o.public(c.Client)
+	if ctx = o.propagator.Extract(ctx, incoming{c, public}); ctx != context.Background() {
 		if public {
 			link := trace.Link{SpanContext: trace.SpanContextFromContext(ctx)}
 			if ctx = context.Background(); link.SpanContext.IsValid() {
@@ -195,6 +191,32 @@ func (o *Observer) ended(ctx context.Context, span trace.Span, s side, info arpc
 
 func (o *Observer) method(s side, info arpc.CallInfo) *method {
 	return o.methods[s][info.Kind].get(info.Method, info.Unknown)
+}
+
+var _ propagation.TextMapCarrier = incoming{}
+
+// incoming is a propagation.TextMapCarrier that reads what came with a message.
+type incoming struct {
+	*arpc.Context
+	public bool // without baggage: what is malformed would be reported
+}
+
+func (i incoming) Get(key string) string {
+	if i.public && key == "baggage" {
+		return ""
+	}
+	value, _ := i.MetadataValue(key)
+	return value
+}
+
+func (i incoming) Set(string, string) {}
+
+func (i incoming) Keys() []string {
+	var keys []string
+	for key := range i.Metadata() {
+		keys = append(keys, key)
+	}
+	return keys
 }
 
 // outgoing is a propagation.TextMapCarrier that adds to the metadata of a context's calls.
