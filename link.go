@@ -622,8 +622,7 @@ func (b *batch) handle(frame []byte, msg *Message) error {
 		b.n++
 		return nil
 	case CmdRequest, CmdNotify:
-		b.request(frame, msg)
-		return nil
+		return b.request(frame, msg)
 	case CmdStream:
 		return b.l.streamFrame(b, frame)
 	case cmdCancel:
@@ -705,8 +704,9 @@ func (c *call) finish(frame []byte, cc codec.Codec) {
 	c.done <- struct{}{}
 }
 
-// request handles a request or a notification.
-func (b *batch) request(frame []byte, msg *Message) {
+// request handles a request or a notification. One that nobody can be told of that there is no room for it closes the connection, as it must not
+// be lost silently.
+func (b *batch) request(frame []byte, msg *Message) error {
 	l := b.l
 	isRequest := frame[indexCmd]&cmdMask == CmdRequest
 	var values map[any]any
@@ -722,26 +722,26 @@ func (b *batch) request(frame []byte, msg *Message) {
 			bad[indexFlag] &= flagsV1                                                      // what follows the method is not there
 			l.requestContext(&route{mode: modeInline}, bad, nil).answer(nil, errBadMethod) //nolint:errcheck // the peer's problem
 		}
-		return
+		return nil
 	}
 	if b.locked && !isAuth(frame) {
 		if isRequest {
 			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, Refused(errNoAuth)) //nolint:errcheck // as above
 		}
-		return
+		return nil
 	}
 	if b.draining {
 		if isRequest {
 			l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, Refused(errDraining)) //nolint:errcheck // as above
 		}
-		return
+		return nil
 	}
 	r := b.state.routes[string(frame[HeadLen:HeadLen+int(frame[indexMethodLen])])]
 	if r == nil {
 		if isRequest {
 			r = b.state.notFound
 		} else {
-			return
+			return nil
 		}
 	}
 	switch r.mode {
@@ -754,7 +754,7 @@ func (b *batch) request(frame []byte, msg *Message) {
 			b.in.Stamp(now)
 		}
 		if b.in.Ordered(r.cost.isSlow(), tag) {
-			return
+			return nil
 		}
 	case modeAsync:
 		l.cn.Lock()
@@ -770,7 +770,7 @@ func (b *batch) request(frame []byte, msg *Message) {
 			ctx.turn.Detached()
 			b.in.Woke(1)
 			work.Go((*asyncRequest)(ctx))
-			return
+			return nil
 		}
 	default:
 		ctx := l.requestContext(r, frame, values)
@@ -780,11 +780,13 @@ func (b *batch) request(frame []byte, msg *Message) {
 		if ctx.state.Load()&stateLater == 0 {
 			ctx.msg.Buffer = deadFrame
 		}
-		return
+		return nil
 	}
-	if isRequest { // too many in line
-		l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, Refused(errTooMany)) //nolint:errcheck // as above
+	if !isRequest { // too many in line
+		return errTooMany
 	}
+	l.requestContext(&route{mode: modeInline}, frame, values).answer(nil, Refused(errTooMany)) //nolint:errcheck // as above
+	return nil
 }
 
 // decoded is the tag of an ordered frame that coders have changed.

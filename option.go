@@ -46,7 +46,8 @@ type Limits struct {
 	// Default 1024.
 	AsyncRequests int
 	// QueuedRequests is the number of bytes of one connection's ordered requests waiting for their turn; reading pauses
-	// there. At four times that requests fail with CodeResourceExhausted. Default 4 MiB.
+	// there. At four times that, which takes a peer that is called by a handler, requests fail with CodeResourceExhausted, and a
+	// notification, of which nobody could be told, closes the connection. Default 4 MiB.
 	QueuedRequests int
 	// NestedCalls is the number of ordered handlers of one connection that wait in a call made with their context. Default
 	// 128.
