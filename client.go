@@ -867,19 +867,20 @@ func (c *Client) pushAll(ms []*Message) (n int) {
 
 // sending is a message on its way to the connection.
 type sending struct {
-	client  *Client
-	ctx     context.Context // may be nil
-	timeout time.Duration   // 0: do not wait
-	cmd     byte
-	flag    byte
-	method  string
-	value   any
-	values  map[any]any
-	call    *call    // ends when the answer comes; nil for others
-	wait    bool     // the caller will wait for the answer
-	message *Message // instead of cmd, flag, method and value
-	on      *link    // the connection to use before it is open to others; nil for the current one
-	opts    *callOptions
+	later, mine bool // see PushLater
+	client      *Client
+	ctx         context.Context // may be nil
+	timeout     time.Duration   // 0: do not wait
+	cmd         byte
+	flag        byte
+	method      string
+	value       any
+	values      map[any]any
+	call        *call    // ends when the answer comes; nil for others
+	wait        bool     // the caller will wait for the answer
+	message     *Message // instead of cmd, flag, method and value
+	on          *link    // the connection to use before it is open to others; nil for the current one
+	opts        *callOptions
 
 	done <-chan struct{} // of ctx
 	link *link           // result
@@ -1066,10 +1067,27 @@ func (s *sending) send() error {
 			copy(b, raw)
 			copy(b, text)
 		}
+		if s.later {
+			s.mine = l.cn.CommitLater()
+			return nil
+		}
 		l.cn.Commit(urgency, yield)
 		return nil
 	}
 }
+
+// PushLater is PushMsg with TimeZero, but where it reports true the caller must call Flush soon.
+func (c *Client) PushLater(m *Message) (flush bool, err error) {
+	if m == nil || len(m.Buffer) < HeadLen {
+		return false, ErrInvalidMethod
+	}
+	s := sending{client: c, message: m, later: true}
+	err = s.send()
+	return s.mine, err
+}
+
+// Flush writes what PushLater has left.
+func (c *Client) Flush() { c.link.Load().cn.Flush() }
 
 // gated waits until the connection is open to calls, or until there is another one, or says why neither is to be. The
 // connection is locked before, and unlocked after.

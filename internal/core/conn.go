@@ -181,6 +181,7 @@ const (
 	flagLateAbort                    // with flagLate: it was Abort
 	flagFarewell                     // Config.Farewell was called
 	flagNoLinger                     // closes when its output is out, without waiting for the peer
+	flagLater                        // somebody has promised to flush soon, see CommitLater
 	flagLate                         // Close or Abort came before Open had returned; err says why
 )
 

@@ -199,6 +199,19 @@ func (c *Conn) Commit(u Urgency, yield bool) {
 	c.flushUnlock(yield)
 }
 
+// CommitLater is Commit, but leaves the writing to the caller where it reports true: Flush must follow soon. Otherwise
+// somebody else writes, or has promised to.
+func (c *Conn) CommitLater() bool {
+	if c.has(flagBatch|flagFlushing|flagPaused|flagParked) || c.pending >= min(maxChunk, c.group.cfg.High) {
+		c.Commit(Soon, false)
+		return false
+	}
+	mine := !c.has(flagLater)
+	c.flags |= flagLater
+	c.mu.Unlock()
+	return mine
+}
+
 // Defer announces several messages that can be written together; Flush follows soon, through EndDefer. The watchdog
 // flushes meanwhile, should that take longer than expected.
 func (c *Conn) Defer() {
@@ -223,6 +236,7 @@ func (c *Conn) Flush() {
 
 // flushUnlock unlocks, and writes what is pending unless somebody is doing so.
 func (c *Conn) flushUnlock(yield bool) {
+	c.flags &^= flagLater
 	if c.pending == 0 || c.has(flagFlushing) {
 		c.mu.Unlock()
 		return
