@@ -585,14 +585,14 @@ func (c *Context) Metadata() Metadata {
 	return decodeMetadata(metadataIn(c.msg.Buffer))
 }
 
-// MetadataValue returns the value of one key of Metadata, without decoding all; false if there is none.
-func (c *Context) MetadataValue(key string) (value string, ok bool) {
+// MetadataValue returns the value of one key of Metadata without decoding all, false if there is none. It is valid until the handler
+// returns.
+func (c *Context) MetadataValue(key string) (value []byte, ok bool) {
 	c.used()
-	v, ok := pairIn(metadataIn(c.msg.Buffer), key)
-	if !ok || strings.HasPrefix(key, reservedPrefix) {
-		return "", false
+	if strings.HasPrefix(key, reservedPrefix) {
+		return nil, false
 	}
-	return string(v), true
+	return pairIn(metadataIn(c.msg.Buffer), key)
 }
 
 // SetMetadata adds a pair to what is sent with the answer. It is left out for peers of version 1 of the protocol. Errors are

@@ -6,10 +6,13 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"maps"
 	"strings"
 	"testing"
+
+	"github.com/arpc-go/arpc/codec"
 )
 
 func TestMetadataEncoding(t *testing.T) {
@@ -585,4 +588,28 @@ func TestCodersAndMalformedExtensions(t *testing.T) {
 		}
 		eventually(t, "end of the connection", func() bool { return c.CheckState() != nil })
 	})
+}
+
+// One value is found without the others, the last of equal keys; what is the framework's is not.
+func TestMetadataValue(t *testing.T) {
+	s := startServer(t, StdConns(-1))
+	c := dialClient(t, s.addr)
+	s.Handler.Handle("/values", func(c *Context) {
+		var all []string
+		for _, key := range []string{"a", "b", "none", codecKey} {
+			v, ok := c.MetadataValue(key)
+			all = append(all, fmt.Sprintf("%s=%q,%v", key, v, ok))
+		}
+		must(t, c.Write(strings.Join(all, " ")))
+	})
+	ctx := UseCodec(AddMetadata(WithMetadata(patient(t), Metadata{"a": "1", "b": "\x00"}), "a", "2"), codec.JSONCodec{})
+	var got string
+	must(t, c.CallWith(ctx, "/values", nil, &got))
+	if want := `a="2",true b="\x00",true none="",false arpc.codec="",false`; got != want {
+		t.Errorf("%s", got)
+	}
+	must(t, c.CallWith(patient(t), "/values", nil, &got))
+	if want := `a="",false b="",false none="",false arpc.codec="",false`; got != want {
+		t.Errorf("%s", got)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,7 @@ const maxField = 4 << 10
 // An Observer is an arpc.Observer that makes traces and metrics.
 type Observer struct {
 	config
+	plain   bool // the trace context travels as W3C Trace Context says
 	tracer  trace.Tracer
 	started [2][]trace.SpanStartOption // by side
 	took    [2]metric.Float64Histogram
@@ -56,6 +58,9 @@ const (
 // package otel, and do nothing.
 func NewObserver(opts ...Option) *Observer {
 	o := &Observer{config: configOf(opts), watched: map[string]func() arpc.Stats{}}
+	fields := o.propagator.Fields()
+	slices.Sort(fields)
+	o.plain = slices.Equal(fields, []string{"baggage", traceParent, traceState}) || slices.Equal(fields, []string{traceParent, traceState})
 	o.tracer = o.tracers.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL))
 	o.started[client] = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient)}
 	o.started[server] = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
@@ -134,6 +139,11 @@ func (o *Observer) CallEnded(ctx context.Context, _ *arpc.Client, info arpc.Call
 
 // HandleStarted implements arpc.Observer.
 func (o *Observer) HandleStarted(c *arpc.Context, info arpc.CallInfo) context.Context {
+	if o.share < 1 && o.public == nil && o.plain {
+		if parent, ok := leftOut(c); ok {
+			return parent
+		}
+	}
 	m := o.method(server, info)
 	ctx, started := context.Background(), o.started[server]
 	public := o.public != nil && o.public(c.Client)
@@ -175,10 +185,16 @@ type handledKey struct{}
 
 // ended ends a span, which may be nil, and counts the call.
 func (o *Observer) ended(ctx context.Context, span trace.Span, s side, info arpc.CallInfo, err error) {
+	counts := o.took[s].Enabled(ctx)
+	if !counts && (span == nil || !span.IsRecording()) {
+		return
+	}
 	took := time.Since(info.Start)
 	code := arpc.CodeOf(err)
-	m := o.method(s, info)
-	o.took[s].Record(ctx, took.Seconds(), m.record(s, code)...)
+	if counts {
+		m := o.method(s, info)
+		o.took[s].Record(ctx, took.Seconds(), m.record(s, code)...)
+	}
 	if span == nil || !span.IsRecording() {
 		return
 	}
@@ -195,6 +211,48 @@ func (o *Observer) method(s side, info arpc.CallInfo) *method {
 
 var _ propagation.TextMapCarrier = incoming{}
 
+// Fields of W3C Trace Context and Baggage.
+const (
+	traceParent, traceState = "traceparent", "tracestate"
+	traceParentLen          = 55 // of version 00
+)
+
+// leftOut returns the context of a message whose trace is not sampled and has nothing but an id, as most are: it is made of that only
+// when it is asked for.
+func leftOut(c *arpc.Context) (context.Context, bool) {
+	id, ok := c.MetadataValue(traceParent)
+	if !ok || len(id) != traceParentLen || string(id[:3]) != "00-" || string(id[traceParentLen-3:]) != "-00" {
+		return nil, false
+	}
+	for _, key := range []string{traceState, "baggage"} {
+		if _, ok := c.MetadataValue(key); ok {
+			return nil, false
+		}
+	}
+	p := &lazyParent{Context: context.Background()}
+	copy(p.id[:], id)
+	return p, true
+}
+
+// lazyParent is a context with the span context of an id.
+type lazyParent struct {
+	context.Context
+	id   [traceParentLen]byte
+	once sync.Once
+	made context.Context
+}
+
+// Value implements context.Context.
+func (p *lazyParent) Value(key any) any {
+	if key == (handledKey{}) {
+		return nil
+	}
+	p.once.Do(func() {
+		p.made = propagation.TraceContext{}.Extract(p.Context, propagation.MapCarrier{traceParent: string(p.id[:])})
+	})
+	return p.made.Value(key)
+}
+
 // incoming is a propagation.TextMapCarrier that reads what came with a message.
 type incoming struct {
 	*arpc.Context
@@ -206,7 +264,7 @@ func (i incoming) Get(key string) string {
 		return ""
 	}
 	value, _ := i.MetadataValue(key)
-	return value
+	return string(value)
 }
 
 func (i incoming) Set(string, string) {}
