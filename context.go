@@ -38,7 +38,9 @@ type Context struct {
 	err   error         // how a CallAsync ended
 	index int
 	mode  mode
-	state atomic.Uint32
+	// grouped says that an async request runs before others that arrived with it, on the same goroutine.
+	grouped bool
+	state   atomic.Uint32
 
 	deadline int64                       // the caller's, nanoseconds since epoch; 0 for none
 	rare     atomic.Pointer[contextRare] // nil until needed
@@ -461,6 +463,9 @@ func (c *Context) send(v any, flag byte, outcome error) error {
 	later := false
 	defer func() { // also after a panic of the codec
 		if later {
+			if c.watch != nil {
+				c.extra() // the handler's return looks there
+			}
 			c.ended(func(x *contextRare) { x.answered, x.outcome = true, outcome })
 		}
 	}()
@@ -708,7 +713,13 @@ func contextOf(ctx context.Context) *Context {
 // RunTask handles an async request; it is not for users.
 func (c *asyncRequest) RunTask() {
 	ctx := (*Context)(c)
-	ctx.run()
+	if cost := ctx.route.cost; cost.sample() {
+		start := now()
+		ctx.run()
+		cost.took(now()-start, asyncSlow)
+	} else {
+		ctx.run()
+	}
 	cn, frame := ctx.link.cn, ctx.frame
 	ctx.frame = nil
 	ctx.async.Add(-1)

@@ -28,20 +28,20 @@ func (c *cost) sample() bool {
 	return c.slow.Load() || c.row.Load() > 0 || c.count.Add(1)%sampleEvery == 0
 }
 
-// took learns from a run of that many nanoseconds.
-func (c *cost) took(ns int64) {
+// took learns from a run of that many nanoseconds, of which more than limit are slow.
+func (c *cost) took(ns, limit int64) {
 	slow := c.slow.Load()
-	if (ns > slowAfter) == slow {
+	if (ns > limit) == slow {
 		if c.row.Load() != 0 {
 			c.row.Store(0)
 		}
 		return
 	}
-	limit := int32(slowRuns)
+	rows := int32(slowRuns)
 	if slow {
-		limit = fastRuns
+		rows = fastRuns
 	}
-	if c.row.Add(1) >= limit {
+	if c.row.Add(1) >= rows {
 		c.row.Store(0)
 		c.slow.Store(!slow)
 	}

@@ -36,7 +36,7 @@ func TestCostLearning(t *testing.T) {
 	} {
 		var c cost
 		for _, ns := range tt.runs {
-			c.took(ns)
+			c.took(ns, slowAfter)
 		}
 		if c.isSlow() != tt.want {
 			t.Errorf("%s: slow is %v", tt.name, c.isSlow())
@@ -57,16 +57,16 @@ func TestCostSampling(t *testing.T) {
 	if m := measured(40 * sampleEvery); m != 40 {
 		t.Errorf("of %d runs of a fast route %d are measured", 40*sampleEvery, m)
 	}
-	c.took(slowAfter + 1) // suspicious: the next run decides
+	c.took(slowAfter+1, slowAfter) // suspicious: the next run decides
 	if m := measured(10); m != 10 {
 		t.Errorf("of 10 runs of a suspicious route %d are measured", m)
 	}
-	c.took(slowAfter + 1)
+	c.took(slowAfter+1, slowAfter)
 	if m := measured(10); m != 10 {
 		t.Errorf("of 10 runs of a slow route %d are measured", m)
 	}
 	for range fastRuns {
-		c.took(0)
+		c.took(0, slowAfter)
 	}
 	if m := measured(40 * sampleEvery); m != 40 {
 		t.Errorf("of %d runs of a route that is fast again %d are measured", 40*sampleEvery, m)

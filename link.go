@@ -298,6 +298,8 @@ func (l *link) reply(c *Context, flag byte, v any) error {
 	switch {
 	case c.mode == modeOrdered && c.state.Load()&stateLater == 0:
 		urgency = core.Answer
+	case c.mode == modeAsync && c.grouped:
+		urgency = core.Soon
 	case c.mode == modeAsync:
 		yield = true
 	}
@@ -517,6 +519,9 @@ func (r *rpc) Batch(cn *core.Conn, in *core.Input) error {
 // finish ends the calls whose answers the batch has brought.
 func (b *batch) finish() {
 	b.deliver()
+	if b.async != nil {
+		b.async.start()
+	}
 	if b.callbacks != nil {
 		b.in.Retain()
 		b.callbacks.in = b.in
@@ -536,6 +541,7 @@ type batch struct {
 	responses [32]response // not yet delivered, in order
 	n         int
 	callbacks *callbacks
+	async     *asyncGroup // not yet started
 }
 
 // response is a received answer: its frame, and the message if coders have made it.
@@ -769,7 +775,18 @@ func (b *batch) request(frame []byte, msg *Message) error {
 			r.async.Add(1)
 			ctx.turn.Detached()
 			b.in.Woke(1)
-			work.Go((*asyncRequest)(ctx))
+			if r.cost.isSlow() {
+				work.Go((*asyncRequest)(ctx))
+				return nil
+			}
+			if b.async == nil {
+				b.async = asyncGroups.Get().(*asyncGroup)
+				b.async.link = l
+			}
+			if b.async.add(ctx) {
+				b.async.start()
+				b.async = nil
+			}
 			return nil
 		}
 	default:
@@ -819,7 +836,7 @@ func (r *rpc) Run(cn *core.Conn, in *core.Input, frame []byte, tag any) *core.Tu
 	} else if rt.cost.sample() {
 		start := now()
 		ctx.run()
-		rt.cost.took(now() - start)
+		rt.cost.took(now()-start, slowAfter)
 	} else {
 		ctx.run()
 	}
