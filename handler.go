@@ -123,7 +123,8 @@ func (m *Mux) Clone() Handler {
 }
 
 // Handle registers h for a method. Without async, or with false, the route is ordered: its handlers run one at a time per
-// connection, in the order of arrival, and may block; with true each runs on a goroutine of its own. The default
+// connection, in the order of arrival, and may block; with true they run in parallel and may block. (Of a route that takes
+// microseconds, requests that arrive together run after one another, until one takes a millisecond.) The default
 // without the argument can be changed by SetAsyncResponse. It panics when the method is empty, longer than MaxMethodLen
 // or registered already.
 func (m *Mux) Handle(method string, h HandlerFunc, async ...bool) {
