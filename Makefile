@@ -42,7 +42,7 @@ fmt: ## format all Go files
 
 .PHONY: race
 race: ## all tests of all modules under the race detector, one package at a time as most keep all cores busy
-	@for m in $(MODULES); do echo "go test -race $$m"; (cd $$m && go test -race -p 1 ./...); done
+	@for m in $(MODULES); do echo "go test -race $$m"; (cd $$m && $(CURDIR)/.ci/race); done
 
 .PHONY: interop
 interop: ## only the tests against the published arpc
@@ -81,13 +81,13 @@ JSCLIENT := extension/jsclient
 .PHONY: js
 js: ## the TypeScript client and what protoc-gen-arpc generates for it: built files up to date, types, size, tests against the Go server
 	cd $(JSCLIENT) && npm ci --no-audit --no-fund --loglevel=error
-	cd $(JSCLIENT) && npm run --silent check && npm run --silent types && npm run --silent size && npm test --silent
+	cd $(JSCLIENT) && npm run --silent check && npm run --silent types && npm run --silent size && $(CURDIR)/.ci/again npm test --silent
 	cd examples/typed-web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent check
 	cd cmd/protoc-gen-arpc/regenerate && ARPC_NODE=1 go test -race -count=1 -run TypeScript .
 
 .PHONY: browser
 browser: ## the TypeScript client, examples/webchat and examples/typed-web in a real browser, which is installed if it is missing
-	cd $(JSCLIENT)/browser && npm ci --no-audit --no-fund --loglevel=error && npm run --silent chromium && npm test --silent
+	cd $(JSCLIENT)/browser && npm ci --no-audit --no-fund --loglevel=error && npm run --silent chromium && $(CURDIR)/.ci/again npm test --silent
 
 .PHONY: examples
 examples: ## run the quickstart, which fails if any of its steps does
