@@ -820,51 +820,6 @@ func (c *Client) PushMsg(m *Message, timeout time.Duration) error {
 	return s.send()
 }
 
-// PushMsgs is PushMsg for several messages, which are written together. n says how many were accepted, the first ones; err is about
-// the next.
-func (c *Client) PushMsgs(ms []*Message, timeout time.Duration) (n int, err error) {
-	for n < len(ms) {
-		if n += c.pushAll(ms[n:]); n == len(ms) {
-			break
-		}
-		if err = c.PushMsg(ms[n], timeout); err != nil {
-			return n, err
-		}
-		n++
-	}
-	return n, nil
-}
-
-// pushAll pushes the first messages for which nothing has to be waited, and returns how many.
-func (c *Client) pushAll(ms []*Message) (n int) {
-	if len(c.Handler.load().coders) > 0 {
-		return 0
-	}
-	l := c.link.Load()
-	l.cn.Lock()
-	if l.gate&(gateGreeting|gateGoing|gateDown) != 0 || l.cn.CanSend() != nil {
-		l.cn.Unlock()
-		return 0
-	}
-	limit := math.MaxInt
-	if l.feat.Load() != 0 {
-		limit = max(checkedBody, int(l.peer.Value().maxBody))
-	}
-	for _, m := range ms {
-		if m == nil || len(m.Buffer) < HeadLen || len(m.Buffer)-HeadLen > limit || l.cn.Full() {
-			break
-		}
-		l.cn.AppendShared(m.Buffer)
-		n++
-	}
-	if n == 0 {
-		l.cn.Unlock()
-		return 0
-	}
-	l.cn.Commit(core.Soon, false)
-	return n
-}
-
 // sending is a message on its way to the connection.
 type sending struct {
 	later, mine bool // see PushLater

@@ -416,11 +416,8 @@ func encode(c codec.Codec, v any) (*buf.Buf, []byte, error) {
 // encodeAll runs the coders over m, which they may change: of those that have a name only what the peer has too, if it knows
 // version 2 of the protocol.
 func encodeAll(coders []MessageCoder, l *link, m *Message) (*Message, error) {
-	l.cn.Lock()
-	peer := l.peer
-	l.cn.Unlock()
 	for _, coder := range coders {
-		if n, ok := coder.(interface{ Name() string }); ok && peer != (peerHello{}) && !peer.Value().knows(coderPrefix+n.Name()) && !l.hasUsed(n.Name()) {
+		if n, ok := coder.(interface{ Name() string }); ok && !l.decodes(n.Name()) {
 			continue
 		}
 		if m = coder.Encode(l.client, m); m == nil || len(m.Buffer) < HeadLen {
@@ -428,6 +425,14 @@ func encodeAll(coders []MessageCoder, l *link, m *Message) (*Message, error) {
 		}
 	}
 	return m, nil
+}
+
+// decodes reports whether the peer can be sent what a coder with a name makes: it has said or used the name, or knows no names.
+func (l *link) decodes(coder string) bool {
+	l.cn.Lock()
+	peer := l.peer
+	l.cn.Unlock()
+	return peer == (peerHello{}) || peer.Value().knows(coderPrefix+coder) || l.hasUsed(coder)
 }
 
 // used remembers that the peer has a coder: it may have got it after its HELLO.

@@ -98,10 +98,31 @@ const startingLimit = 4096
 // push sends messages to a connection without waiting, or with wait until there is room for all of them. n says how many were
 // sent.
 func push(c *arpc.Client, ms []*arpc.Message, wait bool) (n int, err error) {
-	if wait {
-		return c.PushMsgs(ms, arpc.TimeForever)
+	ours := false // nobody else writes what was pushed
+	flush := func() {
+		if ours {
+			c.Flush()
+		}
+		ours = false
 	}
-	return c.PushMsgs(ms, arpc.TimeZero)
+	defer flush()
+	for _, m := range ms {
+		later, err := c.PushLater(m)
+		if err != nil && (wait || ours) && errors.Is(err, arpc.ErrClientOverstock) {
+			flush() // there may be room then
+			timeout := arpc.TimeZero
+			if wait {
+				timeout = arpc.TimeForever
+			}
+			err = c.PushMsg(m, timeout)
+		}
+		if err != nil {
+			return n, err
+		}
+		ours = ours || later
+		n++
+	}
+	return n, nil
 }
 
 // wants reports whether the subscriber is to get a delivery.
