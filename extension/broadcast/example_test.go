@@ -47,8 +47,8 @@ func Example() {
 	}
 
 	news := hub.Room("news")
-	result, err := news.Send("/news", "it rains")
-	fmt.Println(result.Sent, "sent,", result.Refused, "refused,", err)
+	n, err := news.Send("/news", "it rains")
+	fmt.Println("sent to", n, err)
 	fmt.Println(<-got)
 	fmt.Println(<-got)
 
@@ -61,7 +61,7 @@ func Example() {
 	fmt.Println(err)
 
 	// Unordered output:
-	// 2 sent, 0 refused, <nil>
+	// sent to 2 <nil>
 	// it rains
 	// it rains
 	// Berne

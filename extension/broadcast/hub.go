@@ -25,7 +25,6 @@ type Hub struct {
 	seq     atomic.Uint64
 
 	sent, refused atomic.Int64
-	flusher       flusher
 }
 
 type clientShard struct {
@@ -63,6 +62,7 @@ type room struct {
 	// lent says that somebody may be reading seats, up to its length of then: it may be appended to, but is copied before
 	// anything else changes.
 	lent bool
+	out  *outbox // nil until something is sent
 }
 
 // NewHub returns an empty Hub. It needs no end: it holds nothing but members.
@@ -155,8 +155,8 @@ func (h *Hub) list(kind Kind) []Room {
 type Stats struct {
 	// Rooms and Users are those that have members, Members the connections in the Hub.
 	Rooms, Users, Members int
-	// Sent counts the messages that were accepted for a member, Refused those that were not: a message to a room of a thousand is a
-	// thousand.
+	// Sent counts the messages that are in the send queue of a member, Refused those that no member got: a message to a room of a
+	// thousand is a thousand.
 	Sent, Refused int64
 }
 
@@ -407,6 +407,23 @@ func (h *Hub) lend(k key) []*seat {
 	}
 	r.lent = true
 	return r.seats
+}
+
+// outbox returns who is in a room at the moment, as lend does, and where to put what they are to get; nil, nil for a room without
+// members.
+func (h *Hub) outbox(k key) ([]*seat, *outbox) {
+	sh := h.roomShard(k)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	r := sh.rooms[k]
+	if r == nil {
+		return nil, nil
+	}
+	if r.out == nil {
+		r.out = &outbox{room: Room{h, r.key}}
+	}
+	r.lent = true
+	return r.seats, r.out
 }
 
 // isStopped reports whether err says that there is no connection and never will be. It is the first cause that tells: others may be

@@ -216,7 +216,7 @@ func TestClientsThatDial(t *testing.T) {
 	if recv(t, joined, "connected hook") != clients[0] || room.Len() != 3 {
 		t.Fatal("not joined again")
 	}
-	eventually(t, "all get it", func() bool { r, err := room.Send("/m", "y"); return err == nil && r.Sent == 3 })
+	eventually(t, "all get it", func() bool { n, err := room.Send("/m", "y"); return err == nil && n == 3 })
 	clients[0].Stop()
 	eventually(t, "left", func() bool { return room.Len() == 2 && !room.Has(clients[0]) })
 	if err := room.Join(clients[0]); !errors.Is(err, arpc.ErrClientStopped) {

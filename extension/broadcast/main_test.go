@@ -166,8 +166,8 @@ func patient(t testing.TB) context.Context {
 func send(t testing.TB, r broadcast.Room, v any, sent int, except ...*arpc.Client) {
 	t.Helper()
 	got, err := r.Send("/m", v, except...)
-	if want := (broadcast.SendResult{Sent: sent}); err != nil || got != want {
-		t.Fatalf("Send to %v %q: %+v, %v; want %+v", r.Kind(), r.Name(), got, err, want)
+	if err != nil || got != sent {
+		t.Fatalf("Send to %v %q: %d, %v; want %d", r.Kind(), r.Name(), got, err, sent)
 	}
 }
 

@@ -56,12 +56,13 @@ type option func(*config)
 func (o option) apply(c *config) { o(c) }
 
 // OnRefused sets a function that is called for each member that did not get a message, with arpc.ErrClientOverstock when its
-// send queue is full, or with why it has no connection. It runs on the goroutine that sends, before the next member's turn,
-// and should not block; it may, for instance, stop a member that is too slow:
+// send queue is full, or with why it has no connection. It runs before the next member's turn and should not block; while it does, the
+// room's messages wait, and when there are too many of them Send fails. It may send, and for instance stop a member that is too
+// slow:
 //
 //	broadcast.OnRefused(func(_ broadcast.Room, c *arpc.Client, _ error) { go c.Stop() })
 //
-// Default: none; SendResult and Stats count. Where the Handler has an overstock hook, that runs too.
+// Default: none; Stats counts. Where the Handler has an overstock hook, that runs too.
 func OnRefused(f func(r Room, c *arpc.Client, err error)) Option {
 	return option(func(c *config) { c.refused = f })
 }

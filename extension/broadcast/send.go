@@ -9,43 +9,29 @@ import (
 	"github.com/arpc-go/arpc/codec"
 )
 
-// SendResult says what became of a message.
-type SendResult struct {
-	// Sent is the number of members for which it was accepted: it is in their send queues.
-	Sent int
-	// Refused is the number of members that do not get it, see OnRefused.
-	Refused int
-}
-
 var errTooLarge = &arpc.Error{Code: arpc.CodeInvalidArgument, Message: "the message is longer than the limit"}
 
-// Send notifies the members, but for those in except. v is sent raw if it is a []byte or a string, not at all if it is nil,
-// otherwise encoded, once, by the members' Codec; where members have different Codecs, once by each, and by one that cannot be
-// compared for each member. It never waits. A room without members is not an error. The error is arpc.ErrInvalidMethod,
-// CodeInvalidArgument for what is longer than Limits.Message, or the Codec's; nobody gets the message then.
-func (r Room) Send(method string, v any, except ...*arpc.Client) (SendResult, error) {
+// Send notifies the members, but for those in except, and returns how many there are. v is sent raw if it is a []byte or a string,
+// not at all if it is nil, otherwise encoded, once, by the members' Codec; where members have different Codecs, once by each, and by
+// one that cannot be compared for each member. It does not wait for members. A room without members is not an error. The error is
+// arpc.ErrInvalidMethod, CodeInvalidArgument for what is longer than Limits.Message, the Codec's, or CodeResourceExhausted when
+// OnRefused has not returned for too long; nobody gets the message then.
+func (r Room) Send(method string, v any, except ...*arpc.Client) (int, error) {
 	if method == "" || len(method) > arpc.MaxMethodLen {
-		return SendResult{}, arpc.ErrInvalidMethod
+		return 0, arpc.ErrInvalidMethod
 	}
-	seats := r.hub.lend(r.key)
+	seats, out := r.hub.outbox(r.key)
 	if len(seats) == 0 {
-		return SendResult{}, nil
+		return 0, nil
 	}
 	// All is encoded before anything is sent, so that an error is everybody's.
 	first := seats[0].member.client.Codec
 	m, err := r.hub.message(method, first, v)
 	if err != nil {
-		return SendResult{}, err
+		return 0, err
 	}
-	d := delivery{room: r, except: except}
-	if isRaw(v) {
-		d.run(seats, m)
-		return d.end(), nil
-	}
-	i := slices.IndexFunc(seats, func(s *seat) bool { return !sameCodec(s.member.client.Codec, first) })
-	if i < 0 {
-		d.run(seats, m)
-		return d.end(), nil
+	if isRaw(v) || !slices.ContainsFunc(seats, func(s *seat) bool { return !sameCodec(s.member.client.Codec, first) }) {
+		return r.put(out, delivery{seats: seats, message: m, except: except})
 	}
 	each := make([]*arpc.Message, len(seats))
 	known := []encoded{{first, m}}
@@ -56,16 +42,28 @@ func (r Room) Send(method string, v any, except ...*arpc.Client) (SendResult, er
 			continue
 		}
 		if each[i], err = r.hub.message(method, cc, v); err != nil {
-			return SendResult{}, err
+			return 0, err
 		}
 		if len(known) < maxCodecs {
 			known = append(known, encoded{cc, each[i]})
 		}
 	}
-	for i := range seats {
-		d.run(seats[i:i+1], each[i])
+	return r.put(out, delivery{seats: seats, each: each, except: except})
+}
+
+// put sends a delivery on its way, and returns to how many.
+func (r Room) put(out *outbox, d delivery) (int, error) {
+	d.except = slices.Clone(d.except) // the caller may use it again
+	n := len(d.seats)
+	for _, c := range d.except {
+		if r.Has(c) {
+			n--
+		}
 	}
-	return d.end(), nil
+	if err := out.put(d); err != nil {
+		return 0, err
+	}
+	return n, nil
 }
 
 // maxCodecs is how many encodings of a value are remembered, so that Codecs that cannot be compared do not make this quadratic.
@@ -74,60 +72,15 @@ const maxCodecs = 8
 // Push is Send of a message that Server.NewMessage or Client.NewMessage has made, for what Send cannot do: one message for
 // several rooms, or one with values for coders. All members get the same bytes, whatever their Codec. A nil message is
 // nobody's.
-func (r Room) Push(m *arpc.Message, except ...*arpc.Client) SendResult {
+func (r Room) Push(m *arpc.Message, except ...*arpc.Client) (int, error) {
 	if m == nil || len(m.Buffer) < arpc.HeadLen {
-		return SendResult{}
+		return 0, nil
 	}
-	d := delivery{room: r, except: except}
-	d.run(r.hub.lend(r.key), m)
-	return d.end()
-}
-
-// delivery is one message on its way to the members of a room.
-type delivery struct {
-	room   Room
-	except []*arpc.Client
-	result SendResult
-	flush  []*arpc.Client // nobody else writes what they have got
-}
-
-func (d *delivery) run(seats []*seat, m *arpc.Message) {
-	for _, s := range seats {
-		c := s.member.client
-		if len(d.except) > 0 && slices.Contains(d.except, c) {
-			continue
-		}
-		flush, err := c.PushLater(m)
-		if err != nil {
-			d.refused(s.member, err)
-			continue
-		}
-		if flush {
-			d.flush = append(d.flush, c)
-		}
-		d.result.Sent++
+	seats, out := r.hub.outbox(r.key)
+	if len(seats) == 0 {
+		return 0, nil
 	}
-}
-
-func (d *delivery) refused(m *member, err error) {
-	d.result.Refused++
-	h := d.room.hub
-	if isStopped(err) {
-		h.end(m) // its end is on its way here; nobody needs to run into it again
-	}
-	if f := h.config.refused; f != nil {
-		f(d.room, m.client, err)
-	}
-}
-
-// end counts, and has what was sent written.
-func (d *delivery) end() SendResult {
-	d.room.hub.flusher.add(d.flush)
-	d.room.hub.sent.Add(int64(d.result.Sent))
-	if d.result.Refused > 0 {
-		d.room.hub.refused.Add(int64(d.result.Refused))
-	}
-	return d.result
+	return r.put(out, delivery{seats: seats, message: m, except: except})
 }
 
 // message encodes a notification.
