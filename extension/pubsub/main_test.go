@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -14,7 +15,13 @@ import (
 // patience bounds every wait for something that must happen; it is not spent when all is well.
 const patience = 20 * time.Second
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(serverVariable) != "" {
+		serveAlone()
+		return
+	}
+	leak.Main(m)
+}
 
 // serve runs a server until the end of the test.
 func serve(t testing.TB, config Config, opts ...arpc.ServerOption) (*Server, string) {

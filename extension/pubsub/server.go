@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	mathrand "math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -319,7 +320,7 @@ type peer struct {
 	wrong   int // passwords
 	gone    bool
 	records map[string]*subscriber // by topic, of the original arpc's format
-	subs    map[uint32]*subscriber // by token
+	subs    []*subscriber          // few: Limits.Subscriptions, and mostly one
 }
 
 // peerOf returns the peer of a connection.
@@ -409,9 +410,7 @@ func (p *peer) add(sub *subscriber) (old *subscriber, err error) {
 	if p.gone {
 		return nil, arpc.ErrClientStopped
 	}
-	if old = p.subs[sub.token]; old != nil {
-		delete(p.subs, sub.token)
-	}
+	old = p.takeLocked(sub.token)
 	if limit := p.server.config.Limits.Subscriptions; len(p.subs)+len(p.records) >= limit {
 		return old, errSubscriptions(limit)
 	}
@@ -424,12 +423,20 @@ func (p *peer) add(sub *subscriber) (old *subscriber, err error) {
 	for used[sub.key.lane] {
 		sub.key.lane++
 	}
-	if p.subs == nil {
-		p.subs = map[uint32]*subscriber{}
-	}
-	p.subs[sub.token] = sub
+	p.subs = append(p.subs, sub)
 	p.server.counters.subscriptions.Add(1)
 	return old, nil
+}
+
+// takeLocked takes the subscription with a token out; nil if there is none.
+func (p *peer) takeLocked(token uint32) *subscriber {
+	i := slices.IndexFunc(p.subs, func(s *subscriber) bool { return s.token == token })
+	if i < 0 {
+		return nil
+	}
+	sub := p.subs[i]
+	p.subs = slices.Delete(p.subs, i, i+1)
+	return sub
 }
 
 // addRecord is add for the original arpc's format. It reports false if there is one already.
@@ -461,8 +468,8 @@ func (p *peer) remove(sub *subscriber) bool {
 		if mine = p.records[sub.key.Name] == sub; mine {
 			delete(p.records, sub.key.Name)
 		}
-	} else if mine = p.subs[sub.token] == sub; mine {
-		delete(p.subs, sub.token)
+	} else if mine = slices.Contains(p.subs, sub); mine {
+		p.takeLocked(sub.token)
 	}
 	p.mu.Unlock()
 	if mine {
@@ -762,8 +769,7 @@ func (s *Server) handleUnsubscribe(c *arpc.Context) {
 		}
 		p := s.peerOf(c.Client)
 		p.mu.Lock()
-		sub := p.subs[req.Token]
-		delete(p.subs, req.Token)
+		sub := p.takeLocked(req.Token)
 		p.mu.Unlock()
 		s.removed(sub)
 		return nil
@@ -850,10 +856,7 @@ func (s *Server) Revoke(again func(c *arpc.Client, topic string) error) {
 	s.mu.Unlock()
 	for _, p := range peers {
 		p.mu.Lock()
-		all := make([]*subscriber, 0, len(p.subs)+len(p.records))
-		for _, sub := range p.subs {
-			all = append(all, sub)
-		}
+		all := slices.Clone(p.subs)
 		for _, sub := range p.records {
 			all = append(all, sub)
 		}
