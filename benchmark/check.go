@@ -154,7 +154,12 @@ func checkBars(r *results) []bar {
 		OK: len(limit) > 0 && held == idleLimitConns,
 	})
 
+	bars = append(bars, fanOutBars(r)...)
+
 	wrong := wrongIn(r.Calls)
+	for _, f := range r.FanOut {
+		wrong += f.Wrong
+	}
 	return append(bars, bar{
 		Name: "figures that could not be taken", Want: "0", Got: fmt.Sprint(len(r.Failures)),
 		OK: len(r.Calls) > 0 && len(r.Failures) == 0,

@@ -39,6 +39,19 @@ func passing() *results {
 			idleFigure{Round: round, System: pollName, Conns: idleBarConns, PerConn: 1024},
 			idleFigure{Round: round, System: defaultName, Conns: idleLimitConns, Held: idleLimitConns},
 		)
+		for _, conns := range []int{1000, 10_000} {
+			for _, flight := range fanOutFlights {
+				for _, sys := range fanOutSystems {
+					cpu := map[string]float64{fanOutNATS: 10, fanOutGWS: 10}[sys.name]
+					if cpu == 0 {
+						cpu = 1.5
+					}
+					r.FanOut = append(r.FanOut, fanOutFigure{
+						Round: round, System: sys.name, Conns: conns, Flight: flight, ServerCPU: cpu, Before: 1e6, RSS: 31e6,
+					})
+				}
+			}
+		}
 		speed *= 2
 	}
 	return r
@@ -82,6 +95,14 @@ func TestCheckBars(t *testing.T) {
 			}
 		}},
 		{"a figure that could not be taken", 1, func(r *results) { r.Failures = []string{"no"} }},
+		{"fan-out", 3, func(r *results) {
+			for i := range r.FanOut {
+				if f := &r.FanOut[i]; f.System == fanOutPubSub {
+					f.ServerCPU, f.RSS = 1.6, 32e6
+				}
+			}
+			r.FanOut[0].Wrong = 1
+		}},
 		{"memory", 4, func(r *results) {
 			for i := range r.Idle {
 				r.Idle[i].Natural++

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"runtime"
 	"time"
@@ -18,3 +19,9 @@ func openFileLimit() (int, error)        { return 0, errLinuxOnly }
 func systemName() string                 { return runtime.GOOS }
 func cpuModel() string                   { return "" }
 func memoryBytes() int64                 { return 0 }
+
+func startPinned(context.Context, string, int) (*worker, error) { return nil, errLinuxOnly }
+
+type fanOutClient struct{}
+
+func (*fanOutClient) obey(order) (reply, error) { return reply{}, errLinuxOnly }

@@ -7,6 +7,7 @@
 //	go run . -scenarios S1,S3 -systems arpc,arpc-go -rounds 5
 //	go run . -scenarios burn                  fast calls beside a handler that burns 10 ms
 //	go run . -scenarios idle                  memory per idle connection
+//	go run . -scenarios fanout                one message to many connections
 //	go run . -check                           PASS or FAIL against the project's bars
 //	go run . -json                            raw figures instead of tables
 //
@@ -35,9 +36,11 @@ type settings struct {
 	duration  time.Duration // length of the measured window
 	warmup    time.Duration // load before the window
 	idleConns []int         // sizes of the idle scenario
-	json      bool
-	check     bool
-	progress  io.Writer // one line for each figure taken
+
+	fanOutConns []int // sizes of the fan-out scenario
+	json        bool
+	check       bool
+	progress    io.Writer // one line for each figure taken
 }
 
 func main() {
@@ -74,8 +77,8 @@ func execute(ctx context.Context, set settings, out io.Writer) (bool, error) {
 			if err := ctx.Err(); err != nil {
 				return false, err
 			}
-			if name == idleName {
-				if err := runIdle(ctx, set, round, &raw); err != nil {
+			if run := map[string]func(context.Context, settings, int, *results) error{idleName: runIdle, fanOutName: runFanOut}[name]; run != nil {
+				if err := run(ctx, set, round, &raw); err != nil {
 					return false, err
 				}
 				continue
@@ -128,14 +131,15 @@ func parseSettings(args []string) (settings, error) {
 	set := settings{progress: os.Stderr}
 	flags := flag.NewFlagSet("benchmark", flag.ContinueOnError)
 	scenarioList := flags.String("scenarios", "S1,S2,S3,S4,S5,S6",
-		"scenarios to run, in this order; all = S1 to S6, burn and idle")
+		"scenarios to run, in this order; all = S1 to S6, burn, idle and fanout")
 	systemList := flags.String("systems", "all", "systems to compare")
 	flags.IntVar(&set.rounds, "rounds", 3, "rounds; each takes one figure of every system")
 	flags.DurationVar(&set.duration, "duration", 1500*time.Millisecond, "measured window of a figure")
 	flags.DurationVar(&set.warmup, "warmup", 400*time.Millisecond, "load before the window")
 	idleList := flags.String("idle-conns", "1000,10000,19000", "connections held in the idle scenario")
+	fanOutList := flags.String("fanout-conns", "100,1000,10000", "subscribers in the fan-out scenario")
 	flags.BoolVar(&set.json, "json", false, "print raw figures as JSON")
-	flags.BoolVar(&set.check, "check", false, "compare with the project's bars; takes no notice of -scenarios, -systems and -idle-conns; status 1 if one is missed")
+	flags.BoolVar(&set.check, "check", false, "compare with the project's bars; takes no notice of -scenarios, -systems, -idle-conns and -fanout-conns; status 1 if one is missed")
 	flags.Usage = func() {
 		fmt.Fprintf(flags.Output(), "usage: benchmark [flags]\n\nflags:\n")
 		flags.PrintDefaults()
@@ -144,6 +148,7 @@ func parseSettings(args []string) (settings, error) {
 			fmt.Fprintf(flags.Output(), "  %-6s %s\n", sc.name, sc.about)
 		}
 		fmt.Fprintf(flags.Output(), "  %-6s %s\n", idleName, idleAbout)
+		fmt.Fprintf(flags.Output(), "  %-6s %s\n", fanOutName, fanOutAbout)
 		fmt.Fprintf(flags.Output(), "\nsystems:\n")
 		for _, sys := range systems {
 			fmt.Fprintf(flags.Output(), "  %-14s %s\n", sys.name, sys.about)
@@ -151,6 +156,10 @@ func parseSettings(args []string) (settings, error) {
 		fmt.Fprintf(flags.Output(), "\nsystems of the idle scenario:\n")
 		for _, sys := range idleSystems {
 			fmt.Fprintf(flags.Output(), "  %-14s %s\n", sys.name, sys.about)
+		}
+		fmt.Fprintf(flags.Output(), "\nsystems of the fan-out scenario:\n")
+		for _, sys := range fanOutSystems {
+			fmt.Fprintf(flags.Output(), "  %-18s %s\n", sys.name, sys.about)
 		}
 	}
 	if err := flags.Parse(args); err != nil {
@@ -172,10 +181,10 @@ func parseSettings(args []string) (settings, error) {
 		for _, sc := range scenarios {
 			set.scenarios = append(set.scenarios, sc.name)
 		}
-		set.scenarios = append(set.scenarios, idleName)
+		set.scenarios = append(set.scenarios, idleName, fanOutName)
 	} else {
 		for name := range strings.SplitSeq(*scenarioList, ",") {
-			if name != idleName && scenarioByName(name) == nil {
+			if name != idleName && name != fanOutName && scenarioByName(name) == nil {
 				return set, fmt.Errorf("no scenario %q", name)
 			}
 			set.scenarios = append(set.scenarios, name)
@@ -183,24 +192,36 @@ func parseSettings(args []string) (settings, error) {
 	}
 	if *systemList != "all" && !set.check {
 		for name := range strings.SplitSeq(*systemList, ",") {
-			if systemByName(name) == nil && idleSystemByName(name) == nil {
+			if systemByName(name) == nil && idleSystemByName(name) == nil && fanOutSystemByName(name) == nil {
 				return set, fmt.Errorf("no system %q", name)
 			}
 			set.systems = append(set.systems, name)
 		}
 	}
 	if set.check {
-		set.idleConns = []int{idleBarConns, idleLimitConns}
+		set.idleConns, set.fanOutConns = []int{idleBarConns, idleLimitConns}, []int{1000, 10_000}
 		return set, nil
 	}
-	for text := range strings.SplitSeq(*idleList, ",") {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			return set, fmt.Errorf("-idle-conns: %q is not a number of connections", text)
-		}
-		set.idleConns = append(set.idleConns, n)
+	var err error
+	if set.idleConns, err = parseCounts("-idle-conns", *idleList); err != nil {
+		return set, err
+	}
+	if set.fanOutConns, err = parseCounts("-fanout-conns", *fanOutList); err != nil {
+		return set, err
 	}
 	return set, nil
+}
+
+// parseCounts reads a list of numbers of connections.
+func parseCounts(name, list string) (counts []int, err error) {
+	for text := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("%s: %q is not a number of connections", name, text)
+		}
+		counts = append(counts, n)
+	}
+	return counts, nil
 }
 
 // String is the part of the settings that a reader of the figures must know.

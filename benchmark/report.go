@@ -9,11 +9,12 @@ import (
 
 // results is all that was measured.
 type results struct {
-	Machine  machine      `json:"machine"`
-	Settings string       `json:"settings"`
-	Calls    []figure     `json:"calls,omitempty"`
-	Idle     []idleFigure `json:"idle,omitempty"`
-	Failures []string     `json:"failures,omitempty"` // figures that could not be taken
+	Machine  machine        `json:"machine"`
+	Settings string         `json:"settings"`
+	Calls    []figure       `json:"calls,omitempty"`
+	Idle     []idleFigure   `json:"idle,omitempty"`
+	FanOut   []fanOutFigure `json:"fanout,omitempty"`
+	Failures []string       `json:"failures,omitempty"` // figures that could not be taken
 }
 
 // fail notes that a figure could not be taken. The others go on.
@@ -94,6 +95,8 @@ func (r *results) writeTables(out io.Writer, scenarioNames []string) {
 		switch name {
 		case idleName:
 			r.writeIdleTable(out)
+		case fanOutName:
+			r.writeFanOutTable(out)
 		case burnScenario.name:
 			r.writeBurnTable(out)
 		default:

@@ -29,14 +29,14 @@ type workerReply struct {
 // opening 19,000 connections on a busy machine.
 const orderTimeout = 60 * time.Second
 
-// startWorker starts this program as a worker. stop must be called.
-func startWorker(ctx context.Context, role string) (*worker, error) {
+// startWorker starts this program as a worker, with env added to the environment. stop must be called.
+func startWorker(ctx context.Context, role string, env ...string) (*worker, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	cmd.Env = append(append(os.Environ(), roleVariable+"="+role), env...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"runtime"
 	"strings"
@@ -59,6 +60,27 @@ func TestIdleSystems(t *testing.T) {
 				t.Errorf("counters are missing: %+v", fig)
 			}
 		})
+	}
+}
+
+// TestFanOutSystems takes a short figure of every system: everything arrives, in order.
+func TestFanOutSystems(t *testing.T) {
+	needLinux(t)
+	if runtime.NumCPU() < 2 {
+		t.Skip("client and server need a core each")
+	}
+	for _, sys := range fanOutSystems {
+		for _, flight := range fanOutFlights {
+			t.Run(fmt.Sprint(sys.name, " ", flight), func(t *testing.T) {
+				fig, err := measureFanOut(t.Context(), sys, 20, flight, 50*time.Millisecond, 200*time.Millisecond)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if fig.Wrong > 0 || fig.Deliveries == 0 || fig.ServerCPU <= 0 || fig.Before <= 0 || fig.RSS <= 0 {
+					t.Errorf("%+v", fig)
+				}
+			})
+		}
 	}
 }
 

@@ -25,6 +25,9 @@ const (
 	roleClient     = "client"
 	roleIdleServer = "idle-server"
 	roleIdleClient = "idle-client"
+
+	roleFanOutServer = "fanout-server"
+	roleFanOutClient = "fanout-client"
 )
 
 // Orders. Every role understands doStart and doMark.
@@ -42,6 +45,7 @@ type order struct {
 	Scenario string `json:"scenario,omitempty"`
 	Addr     string `json:"addr,omitempty"`
 	Conns    int    `json:"conns,omitempty"`
+	Flight   int    `json:"flight,omitempty"` // fan-out: messages in flight
 }
 
 type reply struct {
@@ -126,6 +130,10 @@ func roleOf(role string) func(order) (reply, error) {
 		return obeyAsIdleServer
 	case roleIdleClient:
 		return new(idleClient).obey
+	case roleFanOutServer:
+		return obeyAsFanOutServer
+	case roleFanOutClient:
+		return new(fanOutClient).obey
 	default:
 		return func(order) (reply, error) { return reply{}, fmt.Errorf("no role %q", role) }
 	}
