@@ -42,9 +42,9 @@ export async function close() {
   for (const p of running) await end(p);
 }
 
-/** Builds a Go program, whose package is relative to the root. */
-export function build(name, pkg) {
-  execFileSync('go', ['build', '-o', join(dir, name), pkg], { cwd: root, env: { ...process.env, GOWORK: 'off' }, stdio: 'inherit' });
+/** Builds a Go program, whose package is relative to the root, or to a directory with a module of its own. */
+export function build(name, pkg, module = '.') {
+  execFileSync('go', ['build', '-o', join(dir, name), pkg], { cwd: join(root, module), env: { ...process.env, GOWORK: 'off' }, stdio: 'inherit' });
 }
 
 /** Starts a program that was built; returns its process, what follows the prefix in its first line, and its further lines. */

@@ -150,6 +150,9 @@ declare const json: Codec;
 /** Sends bytes and texts as they are, and receives bytes. As the codec of a client it refuses other values. */
 declare const bytes: Codec;
 
+/** The codec of an As, for what carries values within payloads of its own; codec is the client's. */
+declare function form(as: As | undefined, codec: Codec): Codec;
+
 /** What kind of error it is. The numbers and meanings are gRPC's; peers may agree on others of up to 255. Code[n] is a name. */
 declare enum Code {
     Canceled = 1,
@@ -281,5 +284,5 @@ declare class Stream<In = unknown, Out = unknown> implements AsyncIterable<In>, 
     reset(error?: unknown): void;
 }
 
-export { Client, bytes, json, ArpcError, Code };
+export { Client, bytes, form, json, ArpcError, Code };
 export type { CallOptions, ClientEvents, ClientOptions, HandleOptions, NotifyOptions, State, StreamOptions, As, Codec, Detail, WebSocketLike, Metadata, Reconnect, Context, Handler, Stream, StreamContext, StreamHandler };

@@ -65,7 +65,7 @@ export const bytes: Codec = {
   decode: (b) => b.slice(),
 };
 
-/** The codec of an As. */
+/** The codec of an As, for what carries values within payloads of its own; codec is the client's. */
 export function form(as: As | undefined, codec: Codec): Codec {
   if (as === undefined) return auto(codec);
   if (typeof as === 'object') return as;

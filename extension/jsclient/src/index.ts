@@ -4,7 +4,7 @@ export { Client } from './client.js';
 export type {
   CallOptions, ClientEvents, ClientOptions, HandleOptions, NotifyOptions, State, StreamOptions,
 } from './client.js';
-export { bytes, json } from './codec.js';
+export { bytes, form, json } from './codec.js';
 export type { As, Codec } from './codec.js';
 export { ArpcError, Code } from './error.js';
 export type { Detail } from './error.js';

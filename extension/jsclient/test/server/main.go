@@ -17,6 +17,7 @@ import (
 
 	"github.com/arpc-go/arpc"
 	"github.com/arpc-go/arpc/extension/gateway"
+	"github.com/arpc-go/arpc/extension/pubsub"
 	"github.com/arpc-go/arpc/extension/websocket"
 )
 
@@ -25,13 +26,14 @@ func main() {
 	auth := flag.Bool("auth", false, "demand a token that begins with good")
 	body := flag.Int("body", 0, "longest body that is accepted")
 	window := flag.Int("window", 0, "window of a stream")
+	password := flag.String("password", "", "password of those who publish and subscribe")
 	web := flag.Bool("http", false, "answer binary calls over HTTP as well, and print that address first")
 	flag.Parse()
 	go func() {
 		io.Copy(io.Discard, os.Stdin) //nolint:errcheck // its end is what matters
 		os.Exit(0)
 	}()
-	s := newServer(*auth, arpc.Limits{StreamWindow: *window})
+	s := newServer(*auth, *password, arpc.Limits{StreamWindow: *window})
 	if *body > 0 {
 		s.Handler.SetMaxBodyLen(*body)
 	}
@@ -41,7 +43,7 @@ func main() {
 			log.Fatal(err)
 		}
 		fmt.Println(ln.Addr())
-		go http.Serve(ln, gateway.New(s).Binary()) //nolint:errcheck,gosec // it ends with the process
+		go http.Serve(ln, gateway.New(s.Server).Binary()) //nolint:errcheck,gosec // it ends with the process
 	}
 	ln, err := websocket.Listen(*addr, websocket.AnyOrigin())
 	if err != nil {
@@ -54,8 +56,8 @@ func main() {
 	select {} // what drains ends the process
 }
 
-func newServer(auth bool, limits arpc.Limits) *arpc.Server {
-	s := arpc.NewServer(arpc.NewHandler(), limits)
+func newServer(auth bool, password string, limits arpc.Limits) *pubsub.Server {
+	s := topics(password, arpc.NewHandler(), limits)
 	h := s.Handler
 	if auth {
 		h.HandleAuth(func(_ *arpc.Context, token []byte) (any, error) {
@@ -66,7 +68,7 @@ func newServer(auth bool, limits arpc.Limits) *arpc.Server {
 		})
 	}
 	calls(h)
-	callbacks(s)
+	callbacks(s.Server)
 	streams(h)
 	return s
 }
