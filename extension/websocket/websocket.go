@@ -26,14 +26,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
-	"log"
 	"net"
 	"net/http"
-	"net/url"
-	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	gobwas "github.com/gobwas/ws"
@@ -49,8 +43,7 @@ type Option func(*config)
 
 type config struct {
 	path      string
-	origins   []string
-	anyOrigin bool
+	origins   []string // "*" for all
 	protocols []string
 	limit     int64
 	deflate   bool
@@ -70,7 +63,7 @@ func Origins(origins ...string) Option {
 }
 
 // AnyOrigin allows pages of all origins: any page that a user visits may then use the connection with the user's cookies.
-func AnyOrigin() Option { return func(c *config) { c.anyOrigin = true } }
+func AnyOrigin() Option { return Origins("*") }
 
 // Subprotocols sets the subprotocols that a server chooses from, or a client asks for; default none.
 func Subprotocols(names ...string) Option { return func(c *config) { c.protocols = names } }
@@ -105,6 +98,13 @@ func (c *config) stage(client bool) *ws.Config {
 	return &ws.Config{Client: client, ReadLimit: c.limit, Compress: c.compress, StatusOf: statusOf}
 }
 
+func (c *config) server() ws.ServerConfig {
+	return ws.ServerConfig{
+		Stage: c.stage(false), Deflate: c.deflate, Protocols: c.protocols,
+		Path: c.path, Origins: c.origins, TLS: c.tls, Handshake: c.timeout,
+	}
+}
+
 // statusOf is the close code and text for the reason of a close.
 func statusOf(err error) (ws.Status, string) {
 	var e *arpc.Error
@@ -122,90 +122,6 @@ func statusOf(err error) (ws.Status, string) {
 	return gobwas.StatusPolicyViolation, err.Error()
 }
 
-// allowed reports whether the page that a request comes from may connect.
-func (c *config) allowed(r *http.Request) bool {
-	origin := r.Header.Get("Origin")
-	if origin == "" || c.anyOrigin {
-		return true
-	}
-	if slices.ContainsFunc(c.origins, func(o string) bool { return strings.EqualFold(o, origin) }) {
-		return true
-	}
-	u, err := url.Parse(origin)
-	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host)
-}
-
-// listener hands connections that were made otherwise to a Server.
-type listener struct {
-	addr   net.Addr
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-	onStop func()
-}
-
-func newListener(addr net.Addr) *listener {
-	return &listener{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
-}
-
-// Accept implements net.Listener.
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (l *listener) Close() error {
-	l.once.Do(func() {
-		close(l.closed)
-		if l.onStop != nil {
-			l.onStop()
-		}
-	})
-	return nil
-}
-
-// Addr implements net.Listener.
-func (l *listener) Addr() net.Addr { return l.addr }
-
-type handler struct {
-	cfg   *config
-	stage *ws.Config
-	ln    *listener
-}
-
-// ServeHTTP implements http.Handler.
-func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.cfg.path != "" && r.URL.Path != h.cfg.path {
-		http.NotFound(w, r)
-		return
-	}
-	if !h.cfg.allowed(r) {
-		http.Error(w, "origin not allowed", http.StatusForbidden)
-		return
-	}
-	select {
-	case <-h.ln.closed:
-		http.Error(w, "server stopped", http.StatusServiceUnavailable)
-		return
-	default:
-	}
-	c, err := ws.Upgrade(w, r, h.stage, h.cfg.deflate, h.cfg.protocols)
-	if err != nil {
-		return // the response says why
-	}
-	c.SetDeadline(time.Time{}) //nolint:errcheck // the limits are the server's from now on
-	select {
-	case h.ln.conns <- c:
-	case <-h.ln.closed:
-		c.Close() //nolint:errcheck // nobody has it
-	}
-}
-
 type muxAddr struct{}
 
 func (muxAddr) Network() string { return "websocket" }
@@ -214,29 +130,19 @@ func (muxAddr) String() string  { return "websocket" }
 // NewHandler returns a handler that makes the WebSocket connections which come to it server's. It serves until the server
 // stops; then, and after it, it answers with 503.
 func NewHandler(server *arpc.Server, opts ...Option) http.Handler {
-	cfg := newConfig(opts)
-	h := &handler{cfg, cfg.stage(false), newListener(muxAddr{})}
-	go server.Serve(h.ln) //nolint:errcheck // it ends with the server
-	return h
+	ln := ws.NewListener(muxAddr{}, newConfig(opts).server())
+	go server.Serve(ln) //nolint:errcheck // it ends with the server
+	return ln
 }
 
-// Listen listens on a TCP address and returns a listener for Server.Serve, whose connections have done their handshake.
+// Listen listens on a TCP address and returns a listener for Server.Serve, whose connections have done their handshake. 8,192
+// handshakes may be going on at a time; further connections are closed.
 func Listen(addr string, opts ...Option) (net.Listener, error) {
-	tcp, err := net.Listen("tcp", addr)
+	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	cfg := newConfig(opts)
-	h := &handler{cfg, cfg.stage(false), newListener(tcp.Addr())}
-	if cfg.tls != nil {
-		t := cfg.tls.Clone()
-		t.NextProtos = []string{"http/1.1"}
-		tcp = tls.NewListener(tcp, t)
-	}
-	s := &http.Server{Handler: h, ReadHeaderTimeout: cfg.timeout, IdleTimeout: cfg.timeout, ErrorLog: log.New(io.Discard, "", 0)}
-	h.ln.onStop = func() { s.Close() } //nolint:errcheck // it has no connections that matter
-	go s.Serve(tcp)                    //nolint:errcheck // it ends with the listener
-	return h.ln, nil
+	return ws.Listen(ln, newConfig(opts).server()), nil
 }
 
 // Dialer returns a dialer for arpc.NewClient. The URL begins with ws:// or wss://.

@@ -14,5 +14,5 @@
 // # Limits
 //
 // A message is at most Config.ReadLimit bytes long, before and after decompression, and has at most maxEmpty empty fragments in
-// a row. Handshakes are of the library; who calls it bounds their time.
+// a row. A Listener bounds the number of handshakes and their time; who calls Upgrade or Dial bounds that one's.
 package ws

@@ -20,9 +20,12 @@ func FuzzDecode(f *testing.F) {
 			mode |= 2
 		}
 		f.Add(unhex(f, tt.in), []byte{3, 1}, mode, uint16(min(cfg.ReadLimit, 1000)))
+		f.Add(unhex(f, tt.in), []byte{2, 5}, mode|4, uint16(min(cfg.ReadLimit, 1000)))
 	}
 	f.Fuzz(func(t *testing.T, data, cuts []byte, mode byte, limit uint16) {
-		cfg := config(func(c *Config) { c.Client, c.Deflate, c.ReadLimit = mode&1 != 0, mode&2 != 0, int64(limit) })
+		cfg := config(func(c *Config) {
+			c.Client, c.Deflate, c.Prefix, c.ReadLimit = mode&1 != 0, mode&2 != 0, mode&4 != 0, int64(limit)
+		})
 		i := 0
 		inPieces := func(left int) int {
 			if len(cuts) == 0 {
@@ -34,10 +37,10 @@ func FuzzDecode(f *testing.F) {
 		whole := decodeIn(t, New(cfg, true), bytes.Clone(data), atOnce)
 		parts := decodeIn(t, New(cfg, true), bytes.Clone(data), inPieces)
 		bytewise := decodeIn(t, New(cfg, true), bytes.Clone(data), byBytes)
-		if bytewise.most > int(limit) { // a byte ends one message at most
+		if bytewise.most > int(limit)+prefixLen { // a byte ends one message at most
 			t.Fatalf("a message of %d bytes is above the limit of %d", bytewise.most, limit)
 		}
-		if !cfg.Deflate && len(whole.out) > len(data) {
+		if !cfg.Deflate && !cfg.Prefix && len(whole.out) > len(data) {
 			t.Fatalf("%d bytes of %d", len(whole.out), len(data))
 		}
 		for name, o := range map[string]outcome{"at once": whole, "in pieces": parts} {

@@ -3,6 +3,7 @@ package ws
 import (
 	"bytes"
 	"compress/flate"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
+
+	"github.com/arpc-go/arpc/internal/core"
+	"github.com/arpc-go/arpc/internal/frame"
 )
 
 // Config says how a connection was agreed upon.
@@ -25,9 +29,18 @@ type Config struct {
 	Deflate bool
 	// Compress is the number of bytes from which a message is sent compressed, if Deflate; 0 for never.
 	Compress int
-	// StatusOf returns the code and text of the close frame for the reason of a close. Required.
+	// StatusOf returns the code and text of the close frame for the reason of a close; default StatusOf.
 	StatusOf func(error) (ws.StatusCode, string)
+	// Prefix keeps messages apart. What has arrived is handed on with its length before each message: four bytes, most
+	// significant first, which count themselves; ReadLimit must fit. What is sent is such frames too, and each becomes a message
+	// of its own.
+	Prefix bool
+	// NoText refuses text messages.
+	NoText bool
 }
+
+// prefixLen is the size of the length that Config.Prefix speaks of.
+const prefixLen = 4
 
 // maxEmpty is the number of fragments without contents that a message may have in a row.
 const maxEmpty = 100
@@ -98,11 +111,11 @@ type Stage struct {
 // rare is what only some connections use.
 type rare struct {
 	control []byte // contents of a control frame
-	packed  []byte // compressed message so far
+	message []byte // what has come of a message that is compressed, or must be complete
 	plain   bytes.Buffer
 }
 
-type flags uint8
+type flags uint16
 
 const (
 	inFrame    flags = 1 << iota // left, mask and opcode are those of a frame
@@ -113,11 +126,16 @@ const (
 	packed                       // the message is compressed
 	deaf                         // after a fault: nothing is decoded but a close frame
 	ended                        // nothing is decoded any more
+	collect                      // the message is handed on when it is complete
 )
 
-// New returns the stage of a new connection. cfg must not change. single says that each frame has a message of its own.
+// New returns the stage of a new connection. cfg must not change. single says that each frame has a message of its own, and
+// has no meaning with cfg.Prefix, with which each does.
 func New(cfg *Config, single bool) *Stage {
 	s := &Stage{cfg: cfg}
+	if cfg.Prefix { // they are wrapped together where a header fits into the place of a length
+		single = cfg.Client || cfg.Deflate
+	}
 	s.single.Store(single)
 	return s
 }
@@ -217,6 +235,9 @@ func (s *Stage) decode(p []byte, reply func([]byte)) (out, rest []byte, err erro
 			if err != nil || !ok {
 				return result(), p, err
 			}
+			if s.cfg.Prefix && !s.opcode.IsControl() && !s.is(packed|collect) {
+				add(binary.BigEndian.AppendUint32(nil, uint32(prefixLen+h.Length)))
+			}
 		}
 		take := int(min(s.left, int64(len(p))))
 		data := p[:take]
@@ -229,12 +250,11 @@ func (s *Stage) decode(p []byte, reply func([]byte)) (out, rest []byte, err erro
 		switch {
 		case s.opcode.IsControl():
 			s.extra().control = append(s.rare.control, data...)
-		case s.is(packed):
-			s.extra().packed = append(s.rare.packed, data...)
+		case s.is(text) && !s.validText(data):
+			return result(), p, errText
+		case s.is(packed | collect):
+			s.extra().message = append(s.rare.message, data...)
 		default:
-			if s.is(text) && !s.validText(data) {
-				return result(), p, errText
-			}
 			add(data)
 		}
 		if s.left > 0 {
@@ -251,17 +271,20 @@ func (s *Stage) decode(p []byte, reply func([]byte)) (out, rest []byte, err erro
 			s.flags |= fragmented
 			continue
 		}
-		if s.is(packed) {
-			plain, err := s.inflate()
-			if err != nil {
-				return result(), p, err
-			}
-			add(plain)
-		}
 		if s.is(text) && s.tailLen > 0 {
 			return result(), p, errText
 		}
-		s.flags &^= fragmented | text | packed
+		if s.is(packed | collect) {
+			message, err := s.complete()
+			if err != nil {
+				return result(), p, err
+			}
+			if s.cfg.Prefix {
+				add(binary.BigEndian.AppendUint32(nil, uint32(prefixLen+len(message))))
+			}
+			add(message)
+		}
+		s.flags &^= fragmented | text | packed | collect
 		s.size, s.tailLen, s.empty = 0, 0, 0
 	}
 }
@@ -271,6 +294,7 @@ var (
 	errTooBig  = &Error{Status: ws.StatusMessageTooBig, Text: "a message is above the limit"}
 	errInflate = &Error{Status: ws.StatusInvalidFramePayloadData, Text: "a compressed message is malformed"}
 	errEmpty   = &Error{Status: ws.StatusPolicyViolation, Text: "too many empty fragments"}
+	errNoText  = &Error{Status: ws.StatusUnsupportedData, Text: "text messages are not understood"}
 )
 
 var readers = sync.Pool{New: func() any { return &headReader{} }}
@@ -356,7 +380,13 @@ func (s *Stage) begin(h ws.Header) error {
 		s.flags |= fin
 	}
 	if h.OpCode == ws.OpText {
+		if s.cfg.NoText {
+			return errNoText
+		}
 		s.flags |= text
+	}
+	if s.cfg.Prefix && !h.Fin {
+		s.flags |= collect // until then its length is not known
 	}
 	if compressed {
 		s.flags |= packed
@@ -423,6 +453,9 @@ func (s *Stage) frame(f ws.Frame) []byte {
 	return ws.MustCompileFrame(f)
 }
 
+// Ping returns a ping with a payload of at most 125 bytes, raw; the connection's lock is held while it is queued.
+func (s *Stage) Ping(payload []byte) []byte { return s.frame(ws.NewPingFrame(payload)) }
+
 // validText checks the next bytes of a text, which may end within a character.
 func (s *Stage) validText(p []byte) bool {
 	if s.is(packed) {
@@ -481,14 +514,18 @@ var deflateTail = []byte{0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff}
 
 var inflaters = sync.Pool{New: func() any { return &inflater{r: flate.NewReader(nil)} }}
 
-// inflate unpacks a whole message.
-func (s *Stage) inflate() ([]byte, error) {
+// complete returns the message that has been collected, unpacked.
+func (s *Stage) complete() ([]byte, error) {
 	x := s.extra()
+	message := x.message
+	x.message = nil
+	if !s.is(packed) {
+		return message, nil
+	}
 	in := inflaters.Get().(*inflater)
 	defer inflaters.Put(in)
-	in.src.Reset(append(x.packed, deflateTail...))
+	in.src.Reset(append(message, deflateTail...))
 	in.r.(flate.Resetter).Reset(&in.src, nil) //nolint:errcheck // it never fails
-	x.packed = nil
 	x.plain.Reset()
 	limit := min(s.cfg.ReadLimit, math.MaxInt64-1)
 	n, err := io.Copy(&x.plain, io.LimitReader(in.r, limit+1))
@@ -526,7 +563,30 @@ var writers = sync.Pool{New: func() any { return new(headWriter) }}
 // Wrap implements core.Stage.
 func (s *Stage) Wrap(p []byte) (start, end int) {
 	room := s.Room()
-	payload := p[room:]
+	switch {
+	case !s.cfg.Prefix:
+		return s.wrap(p, room)
+	case s.Single():
+		return s.wrap(p, room+prefixLen)
+	}
+	for at := room; at < len(p); {
+		next := at + int(binary.BigEndian.Uint32(p[at:]))
+		// The header fits into the place of the length, but for that of a message of 64 KiB or more, which core makes the
+		// first of its chunk, so that it has all the room.
+		from, to := s.wrap(p[:next], at+prefixLen)
+		if at == room {
+			start, end = from, to
+		} else {
+			end += copy(p[end:], p[from:to])
+		}
+		at = next
+	}
+	return start, end
+}
+
+// wrap makes p[at:] a message: in place, but for the header, which comes before it.
+func (s *Stage) wrap(p []byte, at int) (start, end int) {
+	payload := p[at:]
 	h := ws.Header{Fin: true, OpCode: ws.OpBinary}
 	if s.cfg.Deflate && s.cfg.Compress > 0 && len(payload) >= s.cfg.Compress {
 		if n := deflate(payload); n > 0 {
@@ -542,10 +602,10 @@ func (s *Stage) Wrap(p []byte) (start, end int) {
 	w := writers.Get().(*headWriter)
 	w.Reset()
 	ws.WriteHeaderBuffer(w, h, w.buf[:]) //nolint:errcheck // a buffer takes everything
-	start = room - w.Len()
+	start = at - w.Len()
 	copy(p[start:], w.Bytes())
 	writers.Put(w)
-	return start, room + len(payload)
+	return start, at + len(payload)
 }
 
 type deflater struct {
@@ -576,6 +636,21 @@ func deflate(p []byte) (n int) {
 	return copy(p, out)
 }
 
+// StatusOf is the close code and text for the reason of a close, as far as the lower layers know it: 1000 when this side is done,
+// 1001 when it ends or the peer was silent, 1009 for what is too long, and 1008 for everything else.
+func StatusOf(err error) (Status, string) {
+	var large *frame.TooLargeError
+	switch {
+	case errors.Is(err, core.ErrClosed):
+		return ws.StatusNormalClosure, ""
+	case errors.Is(err, core.ErrStopped), errors.Is(err, core.ErrIdle):
+		return ws.StatusGoingAway, err.Error()
+	case errors.As(err, &large):
+		return ws.StatusMessageTooBig, err.Error()
+	}
+	return ws.StatusPolicyViolation, err.Error()
+}
+
 // Goodbye implements core.Stage.
 func (s *Stage) Goodbye(err error) []byte {
 	if !s.said.CompareAndSwap(false, true) {
@@ -589,7 +664,11 @@ func (s *Stage) Goodbye(err error) []byte {
 	if errors.As(err, &own) {
 		status, reason = own.Status, own.Text
 	} else {
-		status, reason = s.cfg.StatusOf(err)
+		statusOf := s.cfg.StatusOf
+		if statusOf == nil {
+			statusOf = StatusOf
+		}
+		status, reason = statusOf(err)
 	}
 	for len(reason) > 123 || !utf8.ValidString(reason) {
 		reason = reason[:len(reason)-1]
