@@ -47,6 +47,7 @@ type channel struct {
 	bytes   int
 	room    *sync.Cond // to append to queue; nil until somebody waits
 	running bool
+	down    *arpc.Message // what tells of an interruption, while there is one
 
 	// The task's.
 	batch  []*delivery
@@ -107,13 +108,21 @@ func (ch *channel) Presence(topic string, m Member, joined bool) {
 	ch.enqueue(d)
 }
 
-// Interrupted implements Sink.
-func (ch *channel) Interrupted(err error) { ch.tell(textFrame(eventInterrupted, ch.id, err.Error())) }
+// Interrupted implements Sink. Whoever joins before Resumed is told too, as what comes until then may not be all there is.
+func (ch *channel) Interrupted(err error) {
+	ch.tell(textFrame(eventInterrupted, ch.id, err.Error()), true)
+}
 
 // Resumed implements Sink. Subscribers subscribe again from where they are, so that there is one way to recover.
-func (ch *channel) Resumed() { ch.tell(textFrame(eventAgain, ch.id, "")) }
+func (ch *channel) Resumed() { ch.tell(textFrame(eventAgain, ch.id, ""), false) }
 
-func (ch *channel) tell(frame *arpc.Message) {
+func (ch *channel) tell(frame *arpc.Message, down bool) {
+	ch.mu.Lock()
+	ch.down = nil
+	if down {
+		ch.down = frame
+	}
+	ch.mu.Unlock()
 	d := &delivery{must: true}
 	d.frames[formEvent] = frame
 	ch.enqueue(d)
@@ -273,6 +282,14 @@ func (ch *channel) join(ctx context.Context, sub *subscriber) (bool, error) {
 	sub.ch, sub.index, sub.joined = ch, len(ch.members), ch.seq
 	ch.members = append(ch.members, sub)
 	ch.changed = true
+	if ch.down != nil && sub.slow != nil {
+		ch.seq++
+		d := &delivery{must: true, seq: ch.seq}
+		d.frames[formEvent] = ch.down
+		sub.mu.Lock()
+		sub.slow.push(d)
+		sub.mu.Unlock()
+	}
 	ch.mu.Unlock()
 	if ch.cancel == nil {
 		cancel, err := ch.server.engine.Subscribe(ctx, ch.key.Filter, ch.key.group, ch)

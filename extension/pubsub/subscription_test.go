@@ -314,6 +314,41 @@ func TestInterruptedEngine(t *testing.T) {
 	wantCode(t, c.Publish("t", "4", patience), arpc.CodeUnavailable)
 }
 
+// TestSubscribeWhileInterrupted: who begins while the engine is out of reach misses nothing that comes before the engine says that
+// it is back.
+func TestSubscribeWhileInterrupted(t *testing.T) {
+	e := &fragile{Memory: NewMemory(MemoryConfig{}), sink: make(chan fragileSink, 10)}
+	defer e.Close()
+	s, addr := serve(t, Config{Engine: e, Topics: history(10)})
+	ctx := within(t)
+	_, err := connect(t, addr).SubscribeWith(ctx, "t", func(*Message) {})
+	must(t, err)
+	sink := recv(t, e.sink, "subscription")
+	must(t, s.Publish("t", "1"))
+	e.away.Store(true)
+	sink.Interrupted(errors.New("no cluster"))
+	events, got := make(chan Event, 10), make(chan string, 10)
+	_, err = connect(t, addr).SubscribeWith(ctx, "t", func(m *Message) { got <- string(m.Data) }, OnEvent(func(e Event) { events <- e }))
+	must(t, err)
+	for _, kind := range []EventKind{EventSubscribed, EventInterrupted} {
+		if e := recv(t, events, "event"); e.Kind != kind {
+			t.Fatalf("%+v", e)
+		}
+	}
+	must(t, s.Publish("t", "2"))
+	e.away.Store(false)
+	must(t, s.Publish("t", "3")) // the engine delivers again, and has not said so yet
+	sink.Resumed()
+	if e := recv(t, events, "event"); e.Kind != EventSubscribed || !e.Recovered {
+		t.Fatalf("%+v", e)
+	}
+	for _, want := range []string{"2", "3"} {
+		if m := recv(t, got, "message"); m != want {
+			t.Fatalf("%s, not %s", m, want)
+		}
+	}
+}
+
 // TestRecoversUnderFire cuts a subscriber's connection all the time while somebody publishes. It must have everything, once, or
 // be told of a gap: Recovered is never wrong.
 func TestRecoversUnderFire(t *testing.T) {
