@@ -76,6 +76,12 @@ soak: ## the tests of the root and interop modules SOAK times (default 20) under
 	go test -race -count=$(SOAK) -timeout 0 ./...
 	cd interop && go test -race -count=$(SOAK) -timeout 0 ./...
 
+.PHONY: chaos
+chaos: ## pub/sub servers killed and started for two minutes, on NATS and on Redis
+	for engine in nats redis; do \
+		(cd extension/pubsub/$$engine && ARPC_CHAOS=2m go test -count=1 -timeout 10m -v -run '^TestChaos$$' .); \
+	done
+
 JSCLIENT := extension/jsclient
 
 .PHONY: js
@@ -86,7 +92,7 @@ js: ## the TypeScript client and what protoc-gen-arpc generates for it: built fi
 	cd cmd/protoc-gen-arpc/regenerate && ARPC_NODE=1 go test -race -count=1 -run TypeScript .
 
 .PHONY: browser
-browser: ## the TypeScript client, examples/webchat and examples/typed-web in a real browser, which is installed if it is missing
+browser: ## the TypeScript client, examples/webchat, typed-web and live-board in a real browser, which is installed if it is missing
 	cd $(JSCLIENT)/browser && npm ci --no-audit --no-fund --loglevel=error && npm run --silent chromium && $(CURDIR)/.ci/again npm test --silent
 
 .PHONY: examples
