@@ -77,7 +77,7 @@ var heldBy = map[string]string{
 	"V2-RST-4": "TestProtocolReset TestProtocolAuth TestProtocolGoAway", "V2-RST-5": "TestProtocolPeersLimits",
 
 	"V2-GO-1": "TestProtocolGoAway", "V2-GO-2": "TestProtocolGoAway", "V2-GO-3": "TestProtocolGoAway TestProtocolExamples", "V2-GO-4": "TestProtocolGoAway",
-	"V2-GO-5":   "TestProtocolGoAway",
+	"V2-GO-5": "TestProtocolGoAway", "V2-GO-6": "TestProtocolGoAway TestDrainLosesNothing",
 	"V2-AUTH-1": "TestProtocolAuth", "V2-AUTH-2": "TestProtocolAuth", "V2-AUTH-3": "TestProtocolAuth", "V2-AUTH-4": "TestProtocolAuth", "V2-AUTH-5": "TestProtocolAuth",
 	"V1-HTTP-1": "TestBinaryRefusals",
 	"V1-WS-1":   "TestFramesPerMessage", "V1-WS-2": "TestMessagesAreAStream", "V1-WS-3": "TestPathAndTLS",

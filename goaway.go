@@ -29,6 +29,25 @@ func (l *link) goAway(reason error, final bool) {
 	l.control(cmdGoAway, flag, 0, appendError(nil, e, nil), core.Now) //nolint:errcheck // the connection is gone
 }
 
+// drain tells the peer that nothing new is wanted, and asks for a pong: what it has sent before it knew comes before that, and must be
+// refused rather than lost.
+func (l *link) drain() {
+	if !l.has(featGoAway) {
+		return
+	}
+	l.cn.Lock()
+	l.extraLocked().draining.Store(true)
+	l.cn.Unlock()
+	l.goAway(errDraining, false)
+	l.pong(pingFrame)
+}
+
+// draining reports whether that pong is missing.
+func (l *link) draining() bool {
+	x := l.x.Load()
+	return x != nil && x.draining.Load()
+}
+
 // goAwayFrame handles GOAWAY.
 func (l *link) goAwayFrame(frame []byte) error {
 	if frame[indexMethodLen] != 0 {

@@ -1,6 +1,7 @@
 package arpc
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -67,6 +68,9 @@ func TestShutdownOnTheWire(t *testing.T) {
 		if m := p.frame(); hex.EncodeToString(m.Buffer) != drainHex {
 			t.Errorf("drain %x", m.Buffer)
 		}
+		if m := p.frame(); !bytes.Equal(m.Buffer, pingFrame) {
+			t.Errorf("instead of a ping: %x", m.Buffer)
+		}
 		// Requests are refused a moment later; until then they are answered.
 		answered := int64(0)
 		for seq := uint64(100); ; seq++ {
@@ -89,6 +93,7 @@ func TestShutdownOnTheWire(t *testing.T) {
 		if m := p.frame(); m.Cmd() != cmdReset || m.Seq() != 9 || m.IsError() == false || CodeOf(m.Error()) != CodeUnavailable {
 			t.Errorf("the stream's refusal: %x", m.Buffer)
 		}
+		p.send(pongFrame)
 		close(release)
 		if m := p.frame(); m.Seq() != 7 || string(m.Data()) != "held" {
 			t.Errorf("the answer of what was in flight: %x", m.Buffer)
@@ -100,6 +105,47 @@ func TestShutdownOnTheWire(t *testing.T) {
 		must(t, recv(t, result, "return from Shutdown"))
 		if n := executed.Load(); n != answered {
 			t.Errorf("%d handlers ran, %d requests were answered", n, answered)
+		}
+	})
+}
+
+// V2-GO-6: what a peer has sent before it knew of the drain is answered or refused, whatever the moment; who gets neither did not send it.
+func TestDrainLosesNothing(t *testing.T) {
+	onAdapters(t, func(t *testing.T, adapter ServerOption) {
+		for range 5 {
+			s := startServer(t, adapter)
+			var executed, answered atomic.Int64
+			s.Handler.Handle("/", func(c *Context) { executed.Add(1); c.Write(nil) })
+			var callers sync.WaitGroup
+			begun := make(chan struct{}, 8)
+			for range 8 {
+				c := dialClient(t, s.addr)
+				callers.Go(func() {
+					for i := 0; ; i++ {
+						if i == 3 {
+							begun <- struct{}{}
+						}
+						sent := false
+						err := c.CallWith(WithSent(patient(t), &sent), "/", nil, nil)
+						if err == nil {
+							answered.Add(1)
+							continue
+						}
+						if sent && !IsRefused(err) {
+							t.Errorf("sent, and neither answered nor refused: %v", err)
+						}
+						return
+					}
+				})
+			}
+			for range 8 {
+				recv(t, begun, "calls")
+			}
+			must(t, s.Shutdown(patient(t)))
+			callers.Wait()
+			if executed.Load() != answered.Load() {
+				t.Errorf("%d executed, %d answered", executed.Load(), answered.Load())
+			}
 		}
 	})
 }

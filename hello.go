@@ -210,9 +210,12 @@ func (l *link) ping(frame []byte) error {
 	return nil
 }
 
-// ponged handles a received pong: the first answers the HELLO.
+// ponged handles a received pong: the first answers the HELLO, a later one may say that the peer knows of our drain.
 func (l *link) ponged(frame []byte) error {
 	x := l.x.Load()
+	if x != nil && x.draining.Load() {
+		x.draining.Store(false)
+	}
 	if l.client.dial == nil || x == nil || x.greeted == nil {
 		return nil
 	}

@@ -48,6 +48,7 @@ type linkExtra struct {
 	ready    chan struct{} // closed when gateGreeting is gone or the connection is
 	going    error         // why the peer goes away, or has gone
 	farewell *Error        // what the peer said when it closed
+	draining atomic.Bool   // the pong after our drain is missing
 
 	asked    map[uint64]*Context // by sequence number: handlers that want to know when to stop
 	canceled canceledSet

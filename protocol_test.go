@@ -1169,12 +1169,16 @@ func TestProtocolGoAway(t *testing.T) {
 			if m.Cmd() != cmdGoAway || m.Buffer[indexFlag] != 0 || m.MethodLen() != 0 || m.Seq() != 0 || CodeOf(decodeError(m.Data(), nil)) != CodeUnavailable {
 				t.Errorf("%x", m.Buffer)
 			}
+			if m := p.frame(); m.Cmd() != CmdPing || m.Len() != HeadLen {
+				t.Errorf("instead of a ping: %x", m.Buffer)
+			}
 			eventually(t, "the server refuses", s.rpc.draining.Load)
 			p.send(frameOf(CmdRequest, 0, 6, "/slow", ""), frameOf(CmdStream|streamLocal, flagOpen, 7, "/s", "x"))
 			if m := p.frame(); m.Seq() != 6 || CodeOf(m.Error()) != CodeUnavailable {
 				t.Errorf("%x", m.Buffer)
 			}
 			isReset(t, p.frame(), false, 7, CodeUnavailable)
+			p.send(pongFrame)
 			close(goOn)
 			if m := p.frame(); m.Seq() != 5 || string(m.Data()) != "done" {
 				t.Errorf("%x", m.Buffer)

@@ -184,6 +184,9 @@ func (s *Server) Stop() error {
 // drainTick is how often Shutdown looks whether a connection has nothing left to do.
 const drainTick = 5 * time.Millisecond
 
+// drainPatience is how long Shutdown waits for the pong that says that a peer knows of it.
+const drainPatience = time.Second
+
 // Shutdown closes the listeners, lets every request that has arrived be answered and refuses further ones with
 // CodeUnavailable, and closes the connections; clients of version 2 of the protocol are told before, and connect elsewhere
 // if their dialer can. When ctx is done first, it closes the connections at once and returns an *Error for which errors.Is
@@ -196,17 +199,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	g.StopAccepting(ctx)
 	g.Each(func(cn *core.Conn) bool {
 		if cn.Alive() {
-			cn.User.(*link).goAway(errDraining, false)
+			cn.User.(*link).drain()
 		}
 		return true
 	})
 	s.rpc.draining.Store(true)
 	ticker := time.NewTicker(drainTick)
 	defer ticker.Stop()
-	for ctx.Err() == nil {
-		busy := false
+	for begun := time.Now(); ctx.Err() == nil; {
+		busy, patient := false, time.Since(begun) < drainPatience
 		g.Each(func(cn *core.Conn) bool {
-			if cn.Busy() {
+			if cn.Busy() || patient && cn.Alive() && cn.User.(*link).draining() {
 				busy = true
 			} else {
 				cn.Close(ErrServerStopped)
