@@ -18,7 +18,10 @@ const (
 // Serve accepts connections until Stop or StopAccepting, and then returns ErrStopped. Failures that pass, such as a lack of
 // descriptors, are waited out with growing pauses; another failure of the listener is returned. ln is closed in any case.
 // Serve may be called for several listeners.
-func (g *Group) Serve(ln net.Listener) error {
+func (g *Group) Serve(ln net.Listener) error { return g.ServeAs(0, ln) }
+
+// ServeAs is Serve for a listener that its connections can be told by: Conn.Listener returns index, which is below 1<<15.
+func (g *Group) ServeAs(index int, ln net.Listener) error {
 	g.mu.Lock()
 	select {
 	case <-g.stop:
@@ -48,7 +51,7 @@ func (g *Group) Serve(ln net.Listener) error {
 		if err == nil {
 			pause = 0
 			spare.ensure()
-			g.accepted(nc)
+			g.accepted(nc, index)
 			continue
 		}
 		select {
@@ -95,7 +98,7 @@ func outOfFiles(err error) bool {
 }
 
 // accepted makes an accepted connection one of the group's, or resets it.
-func (g *Group) accepted(nc net.Conn) {
+func (g *Group) accepted(nc net.Conn, index int) {
 	nc, stage := unwrap(nc)
 	var ip string
 	if g.cfg.MaxConnsPerIP < 1<<30 {
@@ -107,7 +110,7 @@ func (g *Group) accepted(nc net.Conn) {
 		g.refuse(nc, errLimit)
 		return
 	}
-	c := &Conn{group: g, stage: stage}
+	c := &Conn{group: g, stage: stage, listener: int16(index)}
 	tc, isTCP := nc.(*net.TCPConn)
 	wrap := g.wrapReader(nc)
 	var p *polls

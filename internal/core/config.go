@@ -2,6 +2,7 @@ package core
 
 import (
 	"math"
+	"runtime"
 	"time"
 
 	"github.com/arpc-go/arpc/internal/frame"
@@ -21,18 +22,33 @@ const (
 	Close
 )
 
+// Balance says how accepted connections are spread over the event loops.
+type Balance uint8
+
+const (
+	// Turns gives each loop a connection in turn; the default.
+	Turns Balance = iota
+	// Random leaves it to chance.
+	Random
+	// Least takes the loop with the fewest connections.
+	Least
+)
+
 // Config holds what a Group applies to its connections. The zero value of a field means its default; a negative limit or
 // duration switches that limit off.
 type Config struct {
-	// Split finds the frames; required.
-	Split frame.Splitter
+	// Split finds the frames; required unless SplitConn is set, which does the same, for an App whose frames differ from one
+	// connection to another. Both are called by the reader.
+	Split     frame.Splitter
+	SplitConn func(c *Conn, buf []byte) (n, need int, err error)
 	// StdConns is the number of accepted TCP connections that may be served by a goroutine each at a time. A
 	// connection begins on an event loop, where it costs little memory, and moves to a goroutine, where it is faster,
 	// when it is busy. 0 leaves all to the event loops, a negative number makes no use of them. Where there is no
 	// poller it has no effect.
 	StdConns int
-	// Loops is the number of event loops of the poll adapter; default GOMAXPROCS.
-	Loops int
+	// Loops is the number of event loops of the poll adapter; default GOMAXPROCS. Balance says which of them a connection goes to.
+	Loops   int
+	Balance Balance
 	// High and Low are marks on the bytes accepted for sending and not yet taken by the socket; default 1 MiB, 256 KiB.
 	// Output above Hard closes the connection; default 64 MiB. One
 	// frame may exceed either, as a limit never cuts a frame.
@@ -76,9 +92,15 @@ type Config struct {
 	Farewell func(*Conn, error)
 	// BeforeWrite, if not nil, runs before each write, on the goroutine that writes; an error closes the connection.
 	BeforeWrite func(*Conn) error
+	// AfterWrite, if not nil, runs after each write, on the goroutine that writes, with the bytes that were taken and those
+	// that are left. Neither hook runs while Lock is held.
+	AfterWrite func(c *Conn, n, left int)
 	// Logf receives what an operator should know; never called per frame. Required.
 	Logf func(format string, args ...any)
 }
+
+// noLimit is a duration that does not pass.
+const noLimit = math.MaxInt64 / 8 * time.Nanosecond
 
 func (c *Config) setDefaults() {
 	setInt := func(p *int, def int) {
@@ -94,8 +116,11 @@ func (c *Config) setDefaults() {
 		case *p == 0:
 			*p = def
 		case *p < 0:
-			*p = math.MaxInt64 / 8
+			*p = noLimit
 		}
+	}
+	if c.Loops <= 0 {
+		c.Loops = runtime.GOMAXPROCS(0)
 	}
 	setInt(&c.High, 1<<20)
 	setInt(&c.Low, c.High/4)

@@ -67,6 +67,12 @@ type socket interface {
 	kick()
 	// destroy gives the descriptor back. Called once, when there is no reader and no flusher any more.
 	destroy()
+	// halt makes the reader, which may be waiting for input, look at flagDetach soon. Called with Conn.mu held.
+	halt() error
+	// detach is destroy for a socket that somebody else is given: done gets it, on whatever goroutine.
+	detach(done func(net.Conn, error))
+	// keepAlive sets the TCP keep-alive period. Called with Conn.mu held, before flagFinished is set.
+	keepAlive(d time.Duration) error
 	// inline says whether the reader may run ordered frames itself, because its reading can be handed over.
 	inline() bool
 	localAddr() net.Addr
@@ -88,6 +94,9 @@ type Conn struct {
 	sock  socket
 	stage *stage // nil for frames that are not wrapped
 	id    uint64
+
+	loop     uint16 // index of the event loop that it belongs to
+	listener int16  // index of the listener, -1 if there is none
 
 	prev, next *Conn // the group's table, under Group.mu
 
@@ -128,6 +137,10 @@ type rare struct {
 	deferring int           // goroutines that send several messages and then flush
 	closer    *time.Timer   // bounds the end of the connection
 	err       error         // why it went down
+	lateAbort bool          // with flagLate: it was Abort
+	periods   []*period     // made by Every
+	limits    *limits       // nil: the group's
+	detached  func(net.Conn, []byte)
 }
 
 var noRare rare // reads as all zero; never written
@@ -178,7 +191,7 @@ const (
 	flagShut                         // the writing side is shut down
 	flagOpened                       // App.Open succeeded
 	flagAborted                      // Abort was called, or as good as
-	flagLateAbort                    // with flagLate: it was Abort
+	flagDetach                       // goes to somebody else as soon as it is idle; see Detach
 	flagFarewell                     // Config.Farewell was called
 	flagNoLinger                     // closes when its output is out, without waiting for the peer
 	flagLater                        // somebody has promised to flush soon, see CommitLater
@@ -189,6 +202,24 @@ func (c *Conn) has(f flags) bool { return c.flags&f != 0 }
 
 // ID returns the connection's number, unique and increasing within its group.
 func (c *Conn) ID() uint64 { return c.id }
+
+// Loop returns the index of the event loop that the connection belongs to, below Config.Loops; those of the std adapter count
+// too.
+func (c *Conn) Loop() int { return int(c.loop) }
+
+// Listener returns the index given to ServeAs, -1 for a connection that was adopted.
+func (c *Conn) Listener() int { return int(c.listener) }
+
+// SetKeepAlive sets the time after which the system looks whether the peer of a silent TCP connection is still there, rounded
+// up to seconds; with 0 or less it does not. The error says that this is not TCP, or that the connection is closed.
+func (c *Conn) SetKeepAlive(d time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.has(flagFinished) {
+		return ErrClosed
+	}
+	return c.sock.keepAlive(d)
+}
 
 // LocalAddr returns the local address, nil when the socket no longer knows.
 func (c *Conn) LocalAddr() net.Addr { return c.socket().localAddr() }
@@ -238,7 +269,7 @@ func (c *Conn) Close(err error) {
 		c.lateLocked(err)
 		return
 	}
-	if c.has(flagDown) {
+	if c.has(flagDown | flagFinished) {
 		if c.has(flagEOF) { // the peer is gone already: nothing to wait for but the output
 			c.flags |= flagNoSend
 			c.noRunLocked()
@@ -291,7 +322,7 @@ func (c *Conn) abortLocked(err error) {
 		return
 	}
 	if !c.has(flagOpened) {
-		c.flags |= flagLateAbort
+		c.extra().lateAbort = true
 		c.lateLocked(err)
 		return
 	}
@@ -332,7 +363,7 @@ func (c *Conn) open() bool {
 		return false
 	}
 	c.flags |= flagOpened
-	late, abort := c.has(flagLate), c.has(flagLateAbort)
+	late, abort := c.has(flagLate), c.has(flagLate) && c.rare.lateAbort
 	if late {
 		err, c.rare.err = c.rare.err, nil
 	}
@@ -340,9 +371,18 @@ func (c *Conn) open() bool {
 	if cfg := &c.group.cfg; cfg.Opened != nil && (cfg.WantOpened == nil || cfg.WantOpened()) {
 		c.flags |= flagRunning
 		work.Go((*opened)(c))
+	} else if c.head != nil { // posted meanwhile
+		c.flags |= flagRunning
+		work.Go((*strand)(c))
 	}
-	c.sock.start()
-	c.mu.Unlock()
+	if c.has(flagDetach) {
+		c.flags |= flagPaused
+		c.finishLocked()
+		c.flushUnlock(false)
+	} else {
+		c.sock.start()
+		c.mu.Unlock()
+	}
 	switch {
 	case abort:
 		c.Abort(err)
@@ -369,9 +409,14 @@ func (c *Conn) downLocked(err error) {
 		return
 	}
 	c.flags |= flagDown
+	c.flags &^= flagDetach
 	c.extra().err = err
 	c.wakeRoomLocked()
 	x := c.extra()
+	for _, p := range x.periods {
+		p.timer.Stop()
+	}
+	x.periods = nil
 	if x.closer != nil {
 		x.closer.Stop()
 	}
@@ -419,6 +464,9 @@ func (c *Conn) readerGone(err error) {
 	if err == io.EOF {
 		c.flags |= flagEOF
 		if !c.has(flagDown) {
+			if failed := c.look().err; failed != nil { // of writing: no clean end then
+				err = failed
+			}
 			c.downLocked(err)
 			c.mu.Lock()
 		}
@@ -449,6 +497,10 @@ func (s shutter) RunTask() { s.c.sock.closeWrite() }
 
 // finishLocked ends the connection when nothing stands in the way any more.
 func (c *Conn) finishLocked() {
+	if c.has(flagDetach) {
+		c.finishDetachLocked()
+		return
+	}
 	if c.has(flagFinished) || !c.has(flagDownDone) || !c.has(flagReaderGone) || c.has(flagFlushing) {
 		return
 	}
@@ -550,6 +602,9 @@ func (c *Conn) EachOrdered(f func(tag any)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	each := func(in *Input, from int32) {
+		if in.job != nil {
+			return
+		}
 		for _, s := range in.spans[max(from, 0):] {
 			f(s.tag)
 		}
@@ -569,7 +624,7 @@ func (c *Conn) EachOrdered(f func(tag any)) {
 func (c *Conn) Alive() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.has(flagOpened) && !c.has(flagDown)
+	return c.has(flagOpened) && !c.has(flagDown|flagFinished)
 }
 
 // Group returns the connection's group.

@@ -9,6 +9,9 @@
 //	    v               output is accepted                        output drains    descriptor closed
 //	 refused
 //
+// An open connection that is detached (Conn.Detach) ends without Down and Close: its output drains, nothing is read any more,
+// and its descriptor goes to somebody else. Should it fail before that, it goes down.
+//
 // After a clean end of input (the peer shut down its writing half) the ordered frames already received still run and
 // what they answer is still sent; after Close only the output accepted before it is sent; after Abort or an error
 // nothing is. Each of these is bounded by Config.CloseFlush.
@@ -20,7 +23,7 @@
 //   - the reader takes bytes from the socket, splits them and calls App.Batch. Under the std adapter it is a goroutine
 //     that may become the strand for the frames it just read; then the reading can be handed over to another goroutine.
 //     Under the poll adapter it is the loop, which never runs ordered frames.
-//   - the strand runs ordered frames, one at a time, in arrival order.
+//   - the strand runs ordered frames and jobs (Conn.Post), one at a time, in the order of their arrival.
 //   - the flusher writes. Writes never block: what a socket does not take is left to the poller or to a goroutine that
 //     exists for that long only.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,9 @@ type Group struct {
 	n         int
 	nstd      int
 	nextID    uint64
+	byID      map[uint64]*Conn // nil until Get is called
+	nextLoop  int
+	perLoop   []int // connections, if the balance depends on them
 	perIP     map[string]int
 	ips       map[*Conn]string // which address a connection counts for, if addresses are limited
 	listeners map[net.Listener]struct{}
@@ -101,6 +105,20 @@ func (g *Group) Len() int {
 	return g.n
 }
 
+// Get returns the connection with an id, nil if there is none any more. The first call makes an index of the connections, which is
+// kept from then on.
+func (g *Group) Get(id uint64) *Conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.byID == nil {
+		g.byID = make(map[uint64]*Conn, g.n)
+		for c := g.first; c != nil; c = c.next {
+			g.byID[c.id] = c
+		}
+	}
+	return g.byID[id]
+}
+
 // Each calls f for each connection that was there when Each was called, until f returns false. No lock is held meanwhile.
 func (g *Group) Each(f func(*Conn) bool) {
 	for _, c := range g.snapshot() {
@@ -124,7 +142,7 @@ func (g *Group) snapshot() []*Conn {
 // the group, also after an error.
 func (g *Group) Adopt(nc net.Conn) (*Conn, error) {
 	nc, stage := unwrap(nc)
-	c := &Conn{group: g, stage: stage}
+	c := &Conn{group: g, stage: stage, listener: -1}
 	c.sock = newStdSocket(c, nc, g.wrapReader(nc))
 	if err := g.insert(c, true, ""); err != nil {
 		nc.Close() //nolint:errcheck // it was never used
@@ -162,6 +180,10 @@ func (g *Group) insert(c *Conn, std bool, ip string) error {
 	}
 	g.nextID++
 	c.id = g.nextID
+	if g.byID != nil {
+		g.byID[c.id] = c
+	}
+	c.loop = uint16(g.pickLoop())
 	c.prev = g.last
 	if g.last != nil {
 		g.last.next = c
@@ -193,6 +215,10 @@ func (g *Group) remove(c *Conn) {
 		g.last = c.prev
 	}
 	c.prev, c.next = nil, nil
+	delete(g.byID, c.id)
+	if g.perLoop != nil {
+		g.perLoop[c.loop]--
+	}
 	g.n--
 	if std {
 		g.nstd--
@@ -206,6 +232,28 @@ func (g *Group) remove(c *Conn) {
 	if g.stopping && g.n == 0 {
 		close(g.empty)
 	}
+}
+
+// pickLoop returns the event loop of the next connection. The caller holds mu.
+func (g *Group) pickLoop() int {
+	switch g.cfg.Balance {
+	case Random:
+		return rand.IntN(g.cfg.Loops)
+	case Least:
+		if g.perLoop == nil {
+			g.perLoop = make([]int, g.cfg.Loops)
+		}
+		least := 0
+		for i, n := range g.perLoop {
+			if n < g.perLoop[least] {
+				least = i
+			}
+		}
+		g.perLoop[least]++
+		return least
+	}
+	g.nextLoop = (g.nextLoop + 1) % g.cfg.Loops
+	return g.nextLoop
 }
 
 // pollsFor returns the event loops, nil if there are none.
@@ -326,6 +374,35 @@ func (g *Group) Stop(ctx context.Context, err error) error {
 		<-g.stopped
 	}
 	return result
+}
+
+// drainTick is how often Drain looks whether connections have become idle.
+const drainTick = 5 * time.Millisecond
+
+// Drain is Stop for who has time: it lets each connection finish what it is busy with (see Conn.Busy) before that is closed. When ctx is
+// done it goes on as Stop does.
+func (g *Group) Drain(ctx context.Context, err error) error {
+	g.StopAccepting(ctx)
+	ticker := time.NewTicker(drainTick)
+	defer ticker.Stop()
+	for busy := true; busy && ctx.Err() == nil; {
+		busy = false
+		g.Each(func(c *Conn) bool {
+			if c.Busy() {
+				busy = true
+			} else {
+				c.Close(err)
+			}
+			return true
+		})
+		if busy {
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+			}
+		}
+	}
+	return g.Stop(ctx, err)
 }
 
 // A logRate lets one line through per second and counts the others.

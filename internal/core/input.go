@@ -3,6 +3,7 @@ package core
 import (
 	"math"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -31,8 +32,9 @@ type Input struct {
 	count int // frames that Next has returned
 	next  *Input
 
-	at     int64 // when it arrived, if Stamp was called
-	refuse bool  // no more ordered frames
+	job    func() // runs instead of frames; there is no b then
+	at     int64  // when it arrived, if Stamp was called
+	refuse bool   // no more ordered frames
 	refs   refs
 }
 
@@ -59,9 +61,11 @@ func (in *Input) Release() {
 	if in.refs.add(-1) > 0 {
 		return
 	}
-	in.b.Free()
+	if in.b != nil {
+		in.b.Free()
+	}
 	clear(in.spans)
-	in.Scratch, in.conn, in.b, in.next = nil, nil, nil, nil
+	in.Scratch, in.conn, in.b, in.next, in.job = nil, nil, nil, nil, nil
 	in.off, in.start, in.woke, in.count, in.at, in.refuse = 0, 0, 0, 0, 0, false
 	in.spans = in.spans[:0]
 	in.i.Store(0)
@@ -74,7 +78,13 @@ func (in *Input) Next() ([]byte, error) {
 	if len(rest) == 0 {
 		return nil, nil
 	}
-	n, need, err := in.conn.group.cfg.Split.Split(rest)
+	var n, need int
+	var err error
+	if cfg := &in.conn.group.cfg; cfg.SplitConn == nil {
+		n, need, err = cfg.Split.Split(rest)
+	} else {
+		n, need, err = cfg.SplitConn(in.conn, rest)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +202,11 @@ func (c *Conn) endTurn(err error) bool {
 	c.mu.Lock()
 	if c.shouldPauseLocked() {
 		c.flags |= flagPaused
-		c.watchLocked()
+		if c.has(flagDetach) {
+			c.finishLocked()
+		} else {
+			c.watchLocked()
+		}
 		c.flushUnlock(false)
 		return false
 	}
@@ -204,7 +218,7 @@ func (c *Conn) endTurn(err error) bool {
 func (c *Conn) batch(in *Input) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.group.cfg.Logf("arpc: panic in Batch of connection %d: %v", c.id, p)
+			c.group.cfg.Logf("arpc: panic in Batch of connection %d: %v\n%s", c.id, p, debug.Stack())
 			err = errPanic
 		}
 	}()
@@ -304,8 +318,8 @@ func (c *Conn) didRead(n, room int) {
 // shouldPauseLocked reports whether reading must wait for this side's handlers or for the peer to read.
 func (c *Conn) shouldPauseLocked() bool {
 	cfg := &c.group.cfg
-	if c.has(flagDown | flagDropOut) {
-		return false
+	if c.has(flagDown | flagDropOut | flagDetach) {
+		return c.has(flagDetach)
 	}
 	if !c.has(flagForced) && (c.queued > cfg.Queue || int(c.held) >= cfg.Async) {
 		return true
@@ -332,7 +346,7 @@ func (c *Conn) maybeResumeLocked() {
 		c.flags &^= flagParked
 		work.Go((*strand)(c)) // flagRunning is still set: the token goes to that goroutine
 	}
-	if !c.has(flagPaused) {
+	if !c.has(flagPaused) || c.has(flagDetach) {
 		return
 	}
 	busy := !c.has(flagForced) && (c.queued > cfg.Queue/2 || int(c.held) > cfg.Async/2)

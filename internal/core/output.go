@@ -172,22 +172,8 @@ const (
 // Commit unlocks and has the output written: by whoever has promised to flush, by whoever is writing, or by the caller.
 // yield lets other goroutines append before the caller writes.
 func (c *Conn) Commit(u Urgency, yield bool) {
-	if x := c.rare; x != nil && x.charged > 0 && c.pending-x.charged >= maxChunk && !c.chargeLocked() {
-		c.abortLocked(ErrHard)
+	if (c.pending >= c.group.cfg.High || c.rare != nil && c.rare.charged > 0) && !c.limitsUnlock(u) {
 		return
-	}
-	if c.pending >= c.group.cfg.High {
-		if u == Answer && c.unreadLocked(c.group.cfg.High) {
-			c.crowdedLocked()
-		}
-		if c.has(flagHard) {
-			c.abortLocked(ErrHard)
-			return
-		}
-		if c.group.cfg.Over == Close {
-			c.abortLocked(ErrStalled)
-			return
-		}
 	}
 	if c.has(flagPaused|flagParked) && c.Calls > 0 {
 		c.maybeResumeLocked() // what is awaited may be behind what is not read
@@ -197,6 +183,38 @@ func (c *Conn) Commit(u Urgency, yield bool) {
 		return
 	}
 	c.flushUnlock(yield)
+}
+
+// limitsUnlock applies the limits to output that was just appended. If it reports false, the connection was closed and Lock
+// released.
+func (c *Conn) limitsUnlock(u Urgency) bool {
+	if x := c.rare; x != nil && x.charged > 0 && c.pending-x.charged >= maxChunk && !c.chargeLocked() {
+		c.abortLocked(ErrHard)
+		return false
+	}
+	if c.pending < c.group.cfg.High {
+		return true
+	}
+	if u == Answer && c.unreadLocked(c.group.cfg.High) {
+		c.crowdedLocked()
+	}
+	switch {
+	case c.has(flagHard):
+		c.abortLocked(ErrHard)
+	case c.group.cfg.Over == Close:
+		c.abortLocked(ErrStalled)
+	default:
+		return true
+	}
+	return false
+}
+
+// CommitHeld is Commit for who holds a lock that the hooks around a write want: nothing is written before the caller, who has let
+// go of it, calls Flush, which must be soon.
+func (c *Conn) CommitHeld() {
+	if c.limitsUnlock(Now) {
+		c.mu.Unlock()
+	}
 }
 
 // CommitLater is Commit, but leaves the writing to the caller where it reports true: Flush must follow soon. Otherwise
@@ -282,6 +300,9 @@ func (c *Conn) flushLocked() {
 			}
 		}
 		n, err := c.sock.tryWrite(p)
+		if c.group.cfg.AfterWrite != nil {
+			c.afterWrite(n)
+		}
 		c.mu.Lock()
 		if !c.wroteLocked(n, err) {
 			return
@@ -364,7 +385,10 @@ func (c *Conn) tookLocked(n int) bool {
 // read, so it is the reader who finds the end of the connection.
 func (c *Conn) writeFailedLocked(err error) {
 	c.flags |= flagNoSend | flagDropOut
-	c.flags &^= flagFlushing | flagBlocked
+	if c.has(flagDetach) { // nobody wants what is still to be read
+		c.flags |= flagDiscard
+	}
+	c.flags &^= flagFlushing | flagBlocked | flagDetach
 	if x := c.extra(); x.err == nil {
 		x.err = err
 	}
@@ -417,10 +441,10 @@ func (c *Conn) drainedLocked() {
 	if c.has(flagNoLinger) {
 		work.Go(aborter{c})
 	}
-	if c.has(flagDown) {
-		if !c.has(flagEOF) && c.has(flagNoSend) {
-			c.shutLocked()
-		}
+	if c.has(flagDown) && !c.has(flagEOF) && c.has(flagNoSend) {
+		c.shutLocked()
+	}
+	if c.has(flagDown | flagDetach) {
 		c.finishLocked()
 	}
 }
@@ -468,4 +492,14 @@ func (c *Conn) beforeWrite() (err error) {
 		}
 	}()
 	return c.group.cfg.BeforeWrite(c)
+}
+
+// afterWrite calls Config.AfterWrite. What was taken is still counted as pending, and the caller is the flusher, so nobody else
+// counts it meanwhile.
+func (c *Conn) afterWrite(n int) {
+	c.mu.Lock()
+	left := c.pending - n
+	c.mu.Unlock()
+	defer c.recover("AfterWrite")
+	c.group.cfg.AfterWrite(c, n, left)
 }

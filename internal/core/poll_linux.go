@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +23,6 @@ type pollSocket struct {
 	reg  poller.Reg
 	ip   [16]byte // the peer's; a zone is not kept
 	port uint16   // the peer's
-	loop uint16   // index of the loop
 	fd   int32
 
 	// The loop's own.
@@ -48,7 +46,7 @@ const (
 func (s *pollSocket) is(p pollState) bool { return s.state&p != 0 }
 
 // newPollSocket takes the descriptor over from nc, which is closed; on an error nc is untouched.
-func newPollSocket(c *Conn, nc *net.TCPConn, loop int) (*pollSocket, error) {
+func newPollSocket(c *Conn, nc *net.TCPConn) (*pollSocket, error) {
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -62,7 +60,7 @@ func newPollSocket(c *Conn, nc *net.TCPConn, loop int) (*pollSocket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &pollSocket{c: c, loop: uint16(loop), fd: int32(fd)}
+	s := &pollSocket{c: c, fd: int32(fd)}
 	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		s.ip, s.port = a.AddrPort().Addr().As16(), uint16(a.Port)
 	}
@@ -82,7 +80,7 @@ func (s *pollSocket) post(t poller.Task) {
 }
 
 // on returns the socket's loop.
-func (s *pollSocket) on() *poller.Loop { return s.c.group.polls.p.Loop(int(s.loop)) }
+func (s *pollSocket) on() *poller.Loop { return s.c.group.polls.p.Loop(s.c.Loop()) }
 
 type pollBegin pollSocket
 
@@ -275,6 +273,10 @@ func dupConn(fd int) (net.Conn, error) {
 
 // fail ends the reading for good.
 func (s *pollSocket) fail(err error) {
+	if err == io.EOF && s.c.detaching() {
+		s.state &^= pollReading
+		return
+	}
 	s.state = s.state&^pollReading | pollDead
 	s.c.readerGone(err)
 }
@@ -328,6 +330,51 @@ func (p *pollKick) RunTask() {
 	s.fail(ErrClosed)
 }
 
+func (s *pollSocket) halt() error {
+	s.post((*pollHalt)(s))
+	return nil
+}
+
+type pollHalt pollSocket
+
+// RunTask stops the reading for the time being.
+func (p *pollHalt) RunTask() {
+	if s := (*pollSocket)(p); s.is(pollReading) && s.c.detaching() {
+		s.state &^= pollReading
+	}
+}
+
+func (s *pollSocket) detach(done func(net.Conn, error)) { s.post(&pollDetach{s, done}) }
+
+type pollDetach struct {
+	s    *pollSocket
+	done func(net.Conn, error)
+}
+
+// RunTask gives the connection away on a descriptor of its own.
+func (p *pollDetach) RunTask() {
+	s := p.s
+	nc, err := dupConn(int(s.fd))
+	if err == nil && !s.reg.Release() { // the loop would go on getting its events
+		nc.Close() //nolint:errcheck // the connection is lost
+		nc, err = nil, errors.ErrUnsupported
+	}
+	(*pollDestroy)(s).RunTask()
+	p.done(nc, err)
+}
+
+func (s *pollSocket) keepAlive(d time.Duration) error {
+	if d <= 0 {
+		return unix.SetsockoptInt(int(s.fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
+	}
+	secs := int((d + time.Second - 1) / time.Second)
+	return errors.Join(
+		unix.SetsockoptInt(int(s.fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, secs),
+		unix.SetsockoptInt(int(s.fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, secs),
+		unix.SetsockoptInt(int(s.fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+	)
+}
+
 func (s *pollSocket) destroy() { s.post((*pollDestroy)(s)) }
 
 type pollDestroy pollSocket
@@ -364,22 +411,19 @@ func (s *pollSocket) remoteAddr() net.Addr {
 }
 
 // polls is a set of event loops.
-type polls struct {
-	p    *poller.Poller
-	next atomic.Uint32
-}
+type polls struct{ p *poller.Poller }
 
 func newPolls(loops int, logf func(string, ...any)) (*polls, error) {
 	p, err := poller.New(loops, logf)
 	if err != nil {
 		return nil, err
 	}
-	return &polls{p: p}, nil
+	return &polls{p}, nil
 }
 
-// adopt makes nc a connection of one of the loops, which opens it. The caller holds Conn.mu.
+// adopt makes nc a connection of its loop, which opens it. The caller holds Conn.mu.
 func (p *polls) adopt(c *Conn, nc *net.TCPConn) error {
-	s, err := newPollSocket(c, nc, int(p.next.Add(1))%p.p.Loops())
+	s, err := newPollSocket(c, nc)
 	if err != nil {
 		return err
 	}

@@ -91,10 +91,7 @@ func (c *Conn) taken(b *buf.Buf, have int) (bool, error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
-		c.mu.Lock()
-		c.flags |= flagFarewell // the peer wants to hear nothing any more
-		c.mu.Unlock()
-		c.Close(err)
+		c.stageEnded(err, reader)
 		err = io.EOF
 	default:
 		c.group.Stats.ProtocolErrors.Add(1)
@@ -103,6 +100,44 @@ func (c *Conn) taken(b *buf.Buf, have int) (bool, error) {
 		err = nil // what follows is read, and dropped, until the peer has closed
 	}
 	return reader, err
+}
+
+// stageEnded deals with the end of the input as the stage knows it. Frames that came before it are still run, as before the end
+// of any other input; but the peer wants to hear nothing any more.
+func (c *Conn) stageEnded(err error, reader bool) {
+	c.mu.Lock()
+	c.flags |= flagFarewell
+	busy := c.has(flagRunning) || c.head != nil || len(c.look().away) > 0
+	if busy {
+		c.flags |= flagNoSend
+	}
+	c.mu.Unlock()
+	switch {
+	case !busy:
+		c.Close(err)
+	case !reader: // who is, or will be, does not know
+		c.Post(func() { c.Close(err) })
+	}
+}
+
+// Stage returns what the connection's bytes are wrapped in, nil if there is nothing.
+func (c *Conn) Stage() Stage {
+	if c.stage == nil {
+		return nil
+	}
+	return c.stage.Stage
+}
+
+// SendRaw sends bytes of the stage's, such as a ping, as they are. It returns the error with which output is refused.
+func (c *Conn) SendRaw(raw []byte) error {
+	c.mu.Lock()
+	if err := c.CanSend(); err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	c.rawLocked(raw)
+	c.Commit(Now, false)
+	return nil
 }
 
 // Together lets the stage of a connection, if it has one, wrap several frames at once. The caller holds Lock.
@@ -114,15 +149,7 @@ func (c *Conn) Together() {
 }
 
 // reply sends raw bytes of the stage's.
-func (c *Conn) reply(raw []byte) {
-	c.mu.Lock()
-	if c.CanSend() != nil {
-		c.mu.Unlock()
-		return
-	}
-	c.rawLocked(raw)
-	c.Commit(Now, false)
-}
+func (c *Conn) reply(raw []byte) { c.SendRaw(raw) } //nolint:errcheck // the connection is about to end then
 
 // rawLocked appends bytes that are not wrapped.
 func (c *Conn) rawLocked(raw []byte) {

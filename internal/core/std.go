@@ -1,10 +1,13 @@
 package core
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/arpc-go/arpc/internal/buf"
 	"github.com/arpc-go/arpc/internal/work"
@@ -31,6 +34,8 @@ type stdSocket struct {
 	write func(fd uintptr) bool
 
 	once sync.Once
+
+	stopped bool // by halt; under Conn.mu
 }
 
 func newStdSocket(c *Conn, nc net.Conn, wrap io.Reader) *stdSocket {
@@ -80,10 +85,51 @@ func (s *stdSocket) RunTask() {
 			}
 		}
 		if err != nil {
+			halted := errors.Is(err, os.ErrDeadlineExceeded) && s.wasHalted()
+			if (halted || err == io.EOF) && c.detaching() {
+				return
+			}
+			if halted {
+				continue
+			}
 			c.readerGone(err)
 			return
 		}
 	}
+}
+
+// halt lets the read that is under way, or the next one, fail.
+func (s *stdSocket) halt() error {
+	s.stopped = true
+	return s.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// wasHalted undoes halt, and reports whether there was something to undo.
+func (s *stdSocket) wasHalted() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if !s.stopped {
+		return false
+	}
+	s.stopped = false
+	s.nc.SetReadDeadline(time.Time{}) //nolint:errcheck // the next read tells
+	return true
+}
+
+func (s *stdSocket) detach(done func(net.Conn, error)) {
+	s.wasHalted()
+	done(s.nc, nil)
+}
+
+func (s *stdSocket) keepAlive(d time.Duration) error {
+	tc, ok := s.nc.(*net.TCPConn)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	if d <= 0 {
+		return tc.SetKeepAlive(false)
+	}
+	return tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: d, Interval: d})
 }
 
 // next waits for input and returns it behind the incomplete frame, with the number of new bytes.
@@ -183,10 +229,7 @@ func (w *stdWriter) RunTask() {
 			p = p[:maxChunk] // so that progress is seen
 		}
 		c.mu.Unlock()
-		n, err := w.nc.Write(p)
-		if err == nil && n < len(p) {
-			err = io.ErrShortWrite
-		}
+		n, err := w.hookedWrite(p)
 		c.mu.Lock()
 		done := c.tookLocked(n)
 		if err != nil {
@@ -199,6 +242,25 @@ func (w *stdWriter) RunTask() {
 		}
 	}
 	c.flushLocked()
+}
+
+// hookedWrite writes p. For who has a hook after each write there is one before each, too; others were asked before they came here.
+func (w *stdWriter) hookedWrite(p []byte) (int, error) {
+	cfg := &w.c.group.cfg
+	if cfg.BeforeWrite != nil && cfg.AfterWrite != nil {
+		if err := w.c.beforeWrite(); err != nil {
+			w.c.Abort(err)
+			return 0, err
+		}
+	}
+	n, err := w.nc.Write(p)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	if cfg.AfterWrite != nil {
+		w.c.afterWrite(n)
+	}
+	return n, err
 }
 
 func (s *stdSocket) closeWrite() {

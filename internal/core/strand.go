@@ -138,7 +138,7 @@ func (c *Conn) nextLocked() *Input {
 			c.rare.waiters = nil
 		}
 		c.flags &^= flagRunning | flagDefer
-		if c.has(flagDown) {
+		if c.has(flagDown | flagDetach) {
 			c.finishLocked()
 		}
 		return nil
@@ -218,6 +218,10 @@ func (c *Conn) runInput(in *Input, inline bool) bool {
 			}
 		}
 		in.i.Add(1)
+		if in.job != nil {
+			c.runJob(in.job)
+			return true
+		}
 		t := c.run(in, in.b.B[s.start:s.end:s.end], s.tag)
 		if t != nil && !t.Finish() {
 			c.mu.Lock()

@@ -26,8 +26,7 @@ type sweepers struct {
 func (g *Group) tick() uint32 { return sweeper.now.Load() }
 
 func (s *sweepers) add(g *Group) {
-	limit := min(g.cfg.Idle/2, g.cfg.Partial, g.cfg.WriteStall)
-	g.every = uint32(min(max(limit/8/sweepTick, 1), 100))
+	g.every = sweepsFor(min(g.cfg.Idle/2, g.cfg.Partial, g.cfg.WriteStall))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.groups == nil {
@@ -38,6 +37,41 @@ func (s *sweepers) add(g *Group) {
 		go s.run(s.quit)
 	}
 	s.groups[g] = struct{}{}
+}
+
+// sweepsFor returns the ticks between two sweeps that look after a limit.
+func sweepsFor(limit time.Duration) uint32 { return uint32(min(max(limit/8/sweepTick, 1), 100)) }
+
+// SetTimeouts replaces Config.Idle and Config.WriteStall for this connection. As there, 0 means the default, which is what the group
+// has, and a negative duration no limit.
+func (c *Conn) SetTimeouts(idle, stall time.Duration) {
+	set := func(p *time.Duration, d, def time.Duration) {
+		switch *p = d; {
+		case d == 0:
+			*p = def
+		case d < 0:
+			*p = noLimit
+		}
+	}
+	g := c.group
+	c.mu.Lock()
+	x := c.extra()
+	x.limits = new(limits)
+	set(&x.limits.idle, idle, g.cfg.Idle)
+	set(&x.limits.stall, stall, g.cfg.WriteStall)
+	shortest := min(x.limits.idle/2, x.limits.stall)
+	c.mu.Unlock()
+	sweeper.mu.Lock()
+	g.every = min(g.every, sweepsFor(shortest))
+	sweeper.mu.Unlock()
+}
+
+// limits are those of a connection that does not have the group's.
+type limits struct{ idle, stall time.Duration }
+
+// LastInput returns when something was received last, to about 50 ms; before that, when the connection was opened.
+func (c *Conn) LastInput() time.Time {
+	return time.Now().Add(-time.Duration(c.group.tick()-c.inTick.Load()) * sweepTick)
 }
 
 func (s *sweepers) remove(g *Group) {
@@ -121,11 +155,15 @@ func (c *Conn) overdue(now uint32) (err error, probe bool) {
 	cfg := &c.group.cfg
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	idle, stall := cfg.Idle, cfg.WriteStall
+	if l := c.look().limits; l != nil {
+		idle, stall = l.idle, l.stall
+	}
 	silent := time.Duration(now-c.inTick.Load()) * sweepTick // under the lock: opening sets it first
 	if !c.has(flagOpened) || c.has(flagFinished|flagAborted) {
 		return nil, false
 	}
-	if c.has(flagBlocked) && time.Duration(now-c.outTick.Load())*sweepTick >= cfg.WriteStall {
+	if c.has(flagBlocked) && time.Duration(now-c.outTick.Load())*sweepTick >= stall {
 		c.group.Stats.Stalled.Add(1)
 		return ErrStalled, false
 	}
@@ -135,9 +173,9 @@ func (c *Conn) overdue(now uint32) (err error, probe bool) {
 	switch {
 	case c.has(flagPartial) && silent >= cfg.Partial:
 		err = ErrPartial
-	case silent >= cfg.Idle:
+	case silent >= idle:
 		err = ErrIdle
-	case silent >= cfg.Idle/2 && !c.has(flagProbed):
+	case silent >= idle/2 && !c.has(flagProbed):
 		c.flags |= flagProbed
 		return nil, true
 	}

@@ -107,7 +107,7 @@ func (w *watched) look() bool {
 		c.flushUnlock(false)
 		c.mu.Lock()
 	}
-	if c.has(flagPaused) && (c.Calls > 0 || c.look().waitRoom > 0 || len(c.look().away) > 0) {
+	if c.has(flagPaused) && !c.has(flagDetach) && (c.Calls > 0 || c.look().waitRoom > 0 || len(c.look().away) > 0) {
 		w.idle = 0
 		if c.progress != w.progress {
 			w.progress, w.stuck = c.progress, 0

@@ -1,4 +1,4 @@
-// Package frame finds the frames in a byte stream.
+// Package frame finds the frames in a byte stream, and writes the lengths that they begin with.
 //
 // # Concurrency
 //
