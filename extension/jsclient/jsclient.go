@@ -7,8 +7,8 @@ package jsclient
 
 import "embed"
 
-// Files has the ES modules dist/arpc.mjs and dist/pubsub.mjs, which imports the other from beside it, and dist/arpc.js, a classic
-// script.
+// Files has the ES modules dist/arpc.mjs, dist/pubsub.mjs, which imports the other from beside it, and dist/action.mjs, and
+// dist/arpc.js, a classic script.
 //
-//go:embed dist/arpc.js dist/arpc.mjs dist/pubsub.mjs
+//go:embed dist/arpc.js dist/arpc.mjs dist/pubsub.mjs dist/action.mjs
 var Files embed.FS

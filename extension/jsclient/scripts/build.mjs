@@ -1,4 +1,4 @@
-// Builds dist: arpc.mjs and pubsub.mjs (ES modules), arpc.js (classic script), and the types. With --check it only reports whether they
+// Builds dist: arpc.mjs, pubsub.mjs and action.mjs (ES modules), arpc.js (classic script), and the types. With --check it only reports whether they
 // are stale.
 
 import { execFileSync } from 'node:child_process';
@@ -102,9 +102,10 @@ const standard = [
   Response, Set, TextDecoder, TextEncoder, URL, Uint8Array, Object.getPrototypeOf(Uint8Array), [][Symbol.iterator]().constructor,
 ].flatMap((o) => [o, o.prototype ?? {}]).flatMap((o) => Object.getOwnPropertyNames(o));
 
-const [types, typesOfPubSub] = withDeclarations((dir) => {
-  const core = declarations(dir);
-  return [core.text, declarations(join(dir, 'pubsub'), core.names).text];
+const [types, typesOfPubSub, typesOfAction] = withDeclarations((dir) => {
+  const core = declarations(dir), action = readFileSync(join(dir, 'action.d.ts'), 'utf8');
+  if (/^import /m.test(action)) throw new Error('src/action.ts is to need no other source');
+  return [core.text, declarations(join(dir, 'pubsub'), core.names).text, `${banner}\n\n${action}`];
 });
 
 // The other module takes the core from the file beside it.
@@ -118,8 +119,10 @@ const files = {
   ...(await bundle('src/index.ts', 'arpc', { ...esm, mangleProps })),
   ...(await bundle('src/classic.ts', 'arpc', { format: 'iife', mangleProps })),
   ...(await bundle('src/pubsub/index.ts', 'pubsub', { ...esm, mangleProps: mangled(internalOfPubSub, types + typesOfPubSub), plugins: [external] })),
+  ...(await bundle('src/action.ts', 'action', esm)),
   'arpc.d.ts': types,
   'pubsub.d.ts': typesOfPubSub,
+  'action.d.ts': typesOfAction,
 };
 
 const differs = (f) => !existsSync(join(dist, f)) || readFileSync(join(dist, f), 'utf8') !== files[f];

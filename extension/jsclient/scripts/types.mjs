@@ -20,9 +20,9 @@ try {
     verbatimModuleSyntax: true,
   };
   for (const [files, options] of [
-    [['main.ts', 'page.ts', 'topics.ts'], { module: 'esnext', moduleResolution: 'bundler', lib: ['es2022', 'dom'], types: [] }],
-    [['main.ts', 'page.ts', 'topics.ts'], { module: 'nodenext', lib: ['es2022', 'dom'], types: [] }],
-    [['main.ts', 'node.ts', 'topics.ts'], { module: 'nodenext', lib: ['es2022'], types: ['node'], skipLibCheck: true }],
+    [['main.ts', 'page.ts', 'topics.ts', 'actions.ts'], { module: 'esnext', moduleResolution: 'bundler', lib: ['es2022', 'dom'], types: [] }],
+    [['main.ts', 'page.ts', 'topics.ts', 'actions.ts'], { module: 'nodenext', lib: ['es2022', 'dom'], types: [] }],
+    [['main.ts', 'node.ts', 'topics.ts', 'actions.ts'], { module: 'nodenext', lib: ['es2022'], types: ['node'], skipLibCheck: true }],
   ]) {
     writeFileSync(join(dir, 'tsconfig.json'), JSON.stringify({ compilerOptions: { ...shared, ...options }, files }));
     execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', dir], { stdio: 'inherit' });
