@@ -58,6 +58,11 @@ func idleSystemByName(name string) *idleSystem {
 }
 
 func serveIdleNBIO() (string, error) {
+	return startNBIO(func(c *nbio.Conn, data []byte) { c.Write(data) })
+}
+
+// startNBIO runs an engine of plain nbio until the process ends.
+func startNBIO(onData func(*nbio.Conn, []byte)) (string, error) {
 	logging.SetLevel(logging.LevelNone)
 	addr := make(chan string, 1)
 	engine := nbio.NewEngine(nbio.Config{
@@ -71,7 +76,7 @@ func serveIdleNBIO() (string, error) {
 			return ln, err
 		},
 	})
-	engine.OnData(func(c *nbio.Conn, data []byte) { c.Write(data) })
+	engine.OnData(onData)
 	if err := engine.Start(); err != nil {
 		return "", err
 	}

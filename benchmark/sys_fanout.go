@@ -7,14 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"sync"
 
 	"github.com/lesismal/nbio"
-	"github.com/lesismal/nbio/logging"
 	"github.com/lxzan/gws"
-	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/arpc-go/arpc"
 	"github.com/arpc-go/arpc/extension/broadcast"
@@ -162,13 +159,9 @@ func joinRoom(rw io.ReadWriter) error {
 }
 
 func serveFanOutNATS() (string, error) {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true})
+	s, err := startNATS()
 	if err != nil {
 		return "", err
-	}
-	go s.Start()
-	if !s.ReadyForConnections(callTimeout) {
-		return "", errors.New("the NATS server did not start")
 	}
 	return s.Addr().String(), nil
 }
@@ -284,24 +277,4 @@ func (s *nbioFanOut) data(c *nbio.Conn, data []byte) {
 	s.rest = append(s.rest[:0], b...)
 }
 
-func serveFanOutNBIO() (string, error) {
-	logging.SetLevel(logging.LevelNone)
-	addr := make(chan string, 1)
-	s := new(nbioFanOut)
-	engine := nbio.NewEngine(nbio.Config{
-		Network: "tcp",
-		Addrs:   []string{"127.0.0.1:0"},
-		Listen: func(network, address string) (net.Listener, error) {
-			ln, err := net.Listen(network, address)
-			if err == nil {
-				addr <- ln.Addr().String()
-			}
-			return ln, err
-		},
-	})
-	engine.OnData(s.data)
-	if err := engine.Start(); err != nil {
-		return "", err
-	}
-	return <-addr, nil
-}
+func serveFanOutNBIO() (string, error) { return startNBIO(new(nbioFanOut).data) }

@@ -16,16 +16,25 @@ var natsSystem = &system{
 
 const natsSubject = "echo"
 
-func serveNATS() (string, error) {
+// startNATS runs a server until the process ends.
+func startNATS() (*server.Server, error) {
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
 	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	go s.Start()
 	if !s.ReadyForConnections(callTimeout) {
-		return "", errors.New("the NATS server did not start")
+		return nil, errors.New("the NATS server did not start")
+	}
+	return s, nil
+}
+
+func serveNATS() (string, error) {
+	s, err := startNATS()
+	if err != nil {
+		return "", err
 	}
 	conn, err := nats.Connect("", nats.InProcessServer(s))
 	if err != nil {
