@@ -210,18 +210,19 @@ func (l *link) ping(frame []byte) error {
 	return nil
 }
 
-// ponged handles a received pong: the first answers the HELLO, a later one may say that the peer knows of our drain.
-func (l *link) ponged(frame []byte) error {
+// ponged handles a received pong: the first answers the HELLO, a later one may say that the peer knows of our drain. It reports whether
+// it was the first; the caller closes linkExtra.greeted then.
+func (l *link) ponged(frame []byte) (first bool, err error) {
 	x := l.x.Load()
 	if x != nil && x.draining.Load() {
 		x.draining.Store(false)
 	}
 	if l.client.dial == nil || x == nil || x.greeted == nil {
-		return nil
+		return false, nil
 	}
 	select {
 	case <-x.greeted:
-		return nil
+		return false, nil
 	default:
 	}
 	if body := frame[HeadLen:]; isHello(body) {
@@ -230,14 +231,13 @@ func (l *link) ponged(frame []byte) error {
 			err = helloError("features that were not offered")
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		l.cn.Lock()
 		l.learnLocked(h)
 		l.cn.Unlock()
 	}
-	close(x.greeted)
-	return nil
+	return true, nil
 }
 
 // learnLocked makes the connection one of version 2.

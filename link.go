@@ -525,6 +525,9 @@ func (r *rpc) Batch(cn *core.Conn, in *core.Input) error {
 // finish ends the calls whose answers the batch has brought.
 func (b *batch) finish() {
 	b.deliver()
+	if b.greeted { // after the other frames, which may say that the connection is of no use
+		close(b.l.x.Load().greeted)
+	}
 	if b.async != nil {
 		b.async.start()
 	}
@@ -543,6 +546,7 @@ type batch struct {
 	state    *muxState
 	draining bool
 	locked   bool
+	greeted  bool // the HELLO was answered
 
 	responses [32]response // not yet delivered, in order
 	n         int
@@ -576,7 +580,11 @@ func (b *batch) run() error {
 			}
 			continue
 		case CmdPong:
-			if err := b.l.ponged(frame); err != nil {
+			if b.greeted {
+				continue
+			}
+			var err error
+			if b.greeted, err = b.l.ponged(frame); err != nil {
 				return err
 			}
 			continue

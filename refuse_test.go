@@ -60,7 +60,7 @@ func TestRefusedOnTheWire(t *testing.T) {
 		p.send(frameOf(CmdRequest, 0, 21, "/m", ""), frameOf(CmdNotify, 0, 22, "/m", ""),
 			frameOf(CmdStream|streamLocal, flagOpen|flagNoData, 23, "/m", ""))
 		m := p.frame()
-		for m.Cmd() == cmdGoAway {
+		for m.Cmd() == cmdGoAway || m.Cmd() == CmdPing {
 			m = p.frame()
 		}
 		if m.Seq() != 21 || m.Cmd() != CmdResponse || !strings.HasSuffix(hex.EncodeToString(m.Buffer), refusedHex) {
@@ -88,6 +88,7 @@ func TestRefusedOnTheWire(t *testing.T) {
 			eventually(t, "draining", s.rpc.draining.Load)
 			refuses(t, p, CodeUnavailable)
 			close(release)
+			p.Close()
 			must(t, recv(t, over, "end of Shutdown"))
 		})
 		t.Run("not authenticated", func(t *testing.T) {
