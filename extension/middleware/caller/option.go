@@ -7,29 +7,26 @@ import (
 	"time"
 
 	"github.com/arpc-go/arpc"
+	"github.com/arpc-go/arpc/internal/attempts"
 )
 
 // An Option configures Retry or Hedge.
-type Option interface{ apply(*config) }
+type Option interface{ apply(*attempts.Config) }
 
-type option func(*config)
+type option func(*attempts.Config)
 
-func (o option) apply(c *config) { o(c) }
+func (o option) apply(c *attempts.Config) { o(c) }
 
-// config is what the options say.
-type config struct {
-	attempts   int
-	min, max   time.Duration
-	codes      []arpc.Code
-	budget     *bucket
-	idempotent map[string]bool
-}
+const (
+	defaultBurst = 10
+	defaultRatio = 0.1
+)
 
-func newConfig(attempts int, opts []Option) config {
-	c := config{
-		attempts: attempts, min: 50 * time.Millisecond, max: 2 * time.Second,
-		codes: []arpc.Code{arpc.CodeUnavailable}, budget: newBucket(defaultBurst, defaultRatio),
-		idempotent: map[string]bool{},
+func newConfig(n int, opts []Option) attempts.Config {
+	c := attempts.Config{
+		Attempts: n, Min: 50 * time.Millisecond, Max: 2 * time.Second,
+		Codes: []arpc.Code{arpc.CodeUnavailable}, Budget: attempts.NewBudget(defaultBurst, defaultRatio),
+		Idempotent: map[string]bool{},
 	}
 	for _, o := range opts {
 		if o != nil {
@@ -45,7 +42,7 @@ func Attempts(n int) Option {
 	if n < 1 {
 		panic(fmt.Sprintf("caller: Attempts(%d): must be at least 1", n))
 	}
-	return option(func(c *config) { c.attempts = n })
+	return option(func(c *attempts.Config) { c.Attempts = n })
 }
 
 // Backoff sets how long Retry waits before it tries again: a random time of up to min before the second attempt, and of up to
@@ -55,7 +52,7 @@ func Backoff(min, max time.Duration) Option {
 	if min <= 0 || max < min {
 		panic(fmt.Sprintf("caller: Backoff(%v, %v): must be positive and in order", min, max))
 	}
-	return option(func(c *config) { c.min, c.max = min, max })
+	return option(func(c *attempts.Config) { c.Min, c.Max = min, max })
 }
 
 // Codes sets which errors are worth another attempt, instead of arpc.CodeUnavailable. arpc.CodeResourceExhausted always is,
@@ -66,7 +63,7 @@ func Codes(codes ...arpc.Code) Option {
 		panic(fmt.Sprintf("caller: Codes(%v): must name codes", codes))
 	}
 	codes = slices.Clone(codes)
-	return option(func(c *config) { c.codes = codes })
+	return option(func(c *attempts.Config) { c.Codes = codes })
 }
 
 // Idempotent names methods that are idempotent, besides those that are called with a context of arpc.WithIdempotent. It may
@@ -76,9 +73,9 @@ func Idempotent(methods ...string) Option {
 		panic("caller: Idempotent: a method has no name")
 	}
 	methods = slices.Clone(methods)
-	return option(func(c *config) {
+	return option(func(c *attempts.Config) {
 		for _, m := range methods {
-			c.idempotent[m] = true
+			c.Idempotent[m] = true
 		}
 	})
 }
@@ -91,16 +88,6 @@ func Budget(burst int, ratio float64) Option {
 	if burst < 1 || math.IsNaN(ratio) || ratio < 0 || ratio > 1000 {
 		panic(fmt.Sprintf("caller: Budget(%d, %v): must be at least 1, and between 0 and 1000", burst, ratio))
 	}
-	b := newBucket(burst, ratio)
-	return option(func(c *config) { c.budget = b })
-}
-
-// worth reports whether another attempt could end better.
-func (c *config) worth(err error) bool {
-	code := arpc.CodeOf(err)
-	if slices.Contains(c.codes, code) {
-		return true
-	}
-	_, asked := arpc.RetryDelay(err)
-	return asked && code == arpc.CodeResourceExhausted
+	b := attempts.NewBudget(burst, ratio)
+	return option(func(c *attempts.Config) { c.Budget = b })
 }

@@ -1,27 +1,23 @@
-package caller
+package attempts
 
 import (
 	"math"
 	"sync/atomic"
 )
 
-const (
-	defaultBurst = 10
-	defaultRatio = 0.1
-)
-
 // token is a whole token of a bucket, which counts in thousandths.
 const token = 1000
 
-// A bucket holds the tokens that further attempts cost.
-type bucket struct {
+// A Budget holds the tokens that further attempts cost.
+type Budget struct {
 	left   atomic.Int64
 	max    int64
 	refill int64 // for each call that is answered
 }
 
-func newBucket(burst int, ratio float64) *bucket {
-	b := &bucket{}
+// NewBudget returns one that is full: burst, at least 1, and ratio more for each call that is answered, up to burst.
+func NewBudget(burst int, ratio float64) *Budget {
+	b := &Budget{}
 	if int64(burst) < math.MaxInt64/(2*token) { // so that a refill does not overflow
 		b.max = int64(burst) * token
 	} else {
@@ -33,7 +29,7 @@ func newBucket(burst int, ratio float64) *bucket {
 }
 
 // take takes a token, if there is one.
-func (b *bucket) take() bool {
+func (b *Budget) take() bool {
 	for {
 		n := b.left.Load()
 		if n < token {
@@ -46,7 +42,7 @@ func (b *bucket) take() bool {
 }
 
 // answered notes that the peer has answered a call. A full bucket is not written to, so that calls of all cores can share it.
-func (b *bucket) answered() {
+func (b *Budget) answered() {
 	for {
 		n := b.left.Load()
 		if n == b.max || b.left.CompareAndSwap(n, min(n+b.refill, b.max)) {

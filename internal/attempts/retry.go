@@ -1,0 +1,268 @@
+package attempts
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/arpc-go/arpc"
+)
+
+// maxWait is the longest time that a call without a deadline waits to try again.
+const maxWait = time.Minute
+
+// Retry returns a Caller that tries again what next fails to do; caller.Retry says how.
+func Retry(next arpc.Caller, c Config) arpc.Caller {
+	_, alone := next.(*arpc.Client)
+	return &retry{Config: c, next: next, alone: alone}
+}
+
+type retry struct {
+	Config
+	next  arpc.Caller
+	alone bool // next is a client: once that is stopped, it remains so
+}
+
+// pause decides whether an attempt, the n-th, is followed by another, and how long after it. left is the time that the call
+// has, negative for any.
+func (r *retry) pause(n int, err error, repeatable bool, left time.Duration) (time.Duration, bool) {
+	var e *arpc.Error
+	remote := errors.As(err, &e) && e.Remote
+	if !r.worth(err) {
+		if remote {
+			r.Budget.answered()
+		}
+		return 0, false
+	}
+	if n >= r.Attempts || !repeatable && !arpc.IsRefused(err) || r.alone && !remote && errors.Is(err, arpc.ErrClientStopped) {
+		return 0, false
+	}
+	limit := r.Max
+	if n < 32 && r.Min<<(n-1)>>(n-1) == r.Min { // not so many bits that they do not fit
+		limit = min(r.Min<<(n-1), r.Max)
+	}
+	d := rand.N(limit) // all of it is random, so that those who failed together do not come back together
+	push, _ := arpc.RetryDelay(err)
+	if r.Elsewhere {
+		push = 0
+	}
+	if left < 0 {
+		left = maxWait
+	}
+	if d >= left-push || !r.Budget.take() {
+		return 0, false
+	}
+	return d + push, true
+}
+
+// free reports whether the next attempt costs nothing; n counts those.
+func (r *retry) free(n *int, err error, unsent bool) bool {
+	if r.Free == nil || *n >= maxFree || !unsent && !arpc.IsRefused(err) || !r.worth(err) || !r.Free(err) {
+		return false
+	}
+	*n++
+	return true
+}
+
+// do makes attempts until one is the last; last is the error of the one before. sent says after a failure whether the peer may have got it; nil if it may be
+// repeated anyway.
+func (r *retry) do(ctx context.Context, sent *bool, try func(n int, last error) error) error {
+	free, err := 0, error(nil)
+	for n := 1; ; n++ {
+		if sent != nil {
+			*sent = true // unless we are told otherwise: a Caller in between may not let us know
+		}
+		err = try(n, err)
+		if err == nil {
+			r.Budget.answered()
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		if r.free(&free, err, sent != nil && !*sent) {
+			n--
+			continue
+		}
+		left := time.Duration(-1)
+		if t, ok := ctx.Deadline(); ok {
+			left = max(time.Until(t), 0)
+		}
+		d, ok := r.pause(n, err, sent == nil || !*sent, left)
+		if !ok {
+			return err
+		}
+		timer := time.NewTimer(d)
+		select {
+		case <-timer.C:
+		case <-ctx.Done(): // the next attempt says so
+			timer.Stop()
+		}
+	}
+}
+
+// CallWith implements arpc.Caller.
+func (r *retry) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
+	attempt, commit := ctx, func() {}
+	var sent *bool
+	once := r.Never || !r.Idempotent[method] && !arpc.IsIdempotent(ctx)
+	if once {
+		attempt, sent, commit = arpc.Attempt(ctx)
+	}
+	err := r.do(ctx, sent, func(n int, last error) error {
+		if last != nil && r.Again != nil {
+			attempt = r.Again(attempt, last)
+		}
+		if n == 1 {
+			return r.next.CallWith(attempt, method, req, rsp, values...)
+		}
+		if n == 2 && !once {
+			attempt, commit = again(attempt)
+		}
+		v, move := Apart(rsp)
+		err := r.next.CallWith(attempt, method, req, v, values...)
+		if err == nil {
+			move()
+		}
+		return err
+	})
+	commit()
+	return err
+}
+
+// again returns a context for an attempt after or beside another one that may have been sent: the user is not told otherwise.
+func again(ctx context.Context) (attempt context.Context, commit func()) {
+	attempt, sent, store := arpc.Attempt(ctx)
+	return attempt, func() {
+		*sent = true
+		store()
+	}
+}
+
+// NotifyWith implements arpc.Caller.
+func (r *retry) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
+	attempt, sent, commit := arpc.Attempt(ctx)
+	err := r.do(ctx, sent, func(_ int, last error) error {
+		if last != nil && r.Again != nil {
+			attempt = r.Again(attempt, last)
+		}
+		return r.next.NotifyWith(attempt, method, data, values...)
+	})
+	commit()
+	return err
+}
+
+// OpenStream implements arpc.Caller.
+func (r *retry) OpenStream(ctx context.Context, method string) (s *arpc.Stream, err error) {
+	var sent bool
+	err = r.do(ctx, &sent, func(_ int, last error) error {
+		if last != nil && r.Again != nil {
+			ctx = r.Again(ctx, last)
+		}
+		s, err = r.next.OpenStream(ctx, method)
+		sent = false
+		return err
+	})
+	return s, err
+}
+
+// CallAsync implements arpc.Caller.
+func (r *retry) CallAsync(method string, req any, callback func(*arpc.Context), timeout time.Duration, values ...map[any]any) error {
+	if callback == nil || timeout <= 0 {
+		return r.next.CallAsync(method, req, callback, timeout, values...)
+	}
+	a := &async{r: r, method: method, req: req, callback: callback, values: values}
+	if timeout != arpc.TimeForever {
+		a.deadline = time.Now().Add(timeout)
+	}
+	a.ended = a.end
+	return a.try(timeout)
+}
+
+// An async is a CallAsync with its attempts. One attempt's callback runs before the next attempt begins.
+type async struct {
+	r        *retry
+	method   string
+	req      any
+	values   []map[any]any
+	callback func(*arpc.Context)
+	ended    func(*arpc.Context) // end, made once
+	deadline time.Time           // zero for none
+
+	mu      sync.Mutex // held while an attempt is handed over: its callback may come before that is done
+	n, free int        // attempts, and those besides that cost nothing
+	decided bool       // by the one who handed it over, as it was not sent
+	again   bool
+	pause   time.Duration
+}
+
+// try makes an attempt. Its error, which the callback gets too, means that it was not sent.
+func (a *async) try(timeout time.Duration) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.n++
+	err := a.r.next.CallAsync(a.method, a.req, a.ended, timeout, a.values...)
+	if err != nil {
+		a.decided = true
+		if a.decide(err, true, true); a.again {
+			return nil
+		}
+	}
+	return err
+}
+
+// decide decides whether there is another attempt. The lock is held.
+func (a *async) decide(err error, repeatable, unsent bool) {
+	if a.r.free(&a.free, err, unsent) {
+		a.n--
+		a.pause, a.again = 0, true
+		return
+	}
+	left := time.Duration(-1)
+	if !a.deadline.IsZero() {
+		left = max(time.Until(a.deadline), 0)
+	}
+	a.pause, a.again = a.r.pause(a.n, err, repeatable, left)
+}
+
+// end is the callback of an attempt.
+func (a *async) end(ctx *arpc.Context) {
+	err := ctx.Err()
+	if err == nil {
+		a.r.Budget.answered()
+		a.callback(ctx)
+		return
+	}
+	a.mu.Lock()
+	if !a.decided {
+		a.decide(err, !a.r.Never && a.r.Idempotent[a.method], false)
+	}
+	again, pause := a.again, a.pause
+	a.decided, a.again = false, false
+	a.mu.Unlock()
+	if !again {
+		a.callback(ctx)
+		return
+	}
+	time.AfterFunc(pause, func() {
+		timeout := time.Duration(arpc.TimeForever)
+		if !a.deadline.IsZero() {
+			timeout = max(time.Until(a.deadline), 1)
+		}
+		a.try(timeout) //nolint:errcheck // the callback has it
+	})
+}
+
+// Apart returns a value of the kind of rsp to decode into, and what makes it the value of rsp. What is moved is never used
+// again where it was, which values that must not be copied, such as protobuf's, need.
+func Apart(rsp any) (v any, move func()) {
+	p := reflect.ValueOf(rsp)
+	if p.Kind() != reflect.Pointer || p.IsNil() {
+		return rsp, func() {}
+	}
+	own := reflect.New(p.Type().Elem())
+	return own.Interface(), func() { p.Elem().Set(own.Elem()) }
+}
