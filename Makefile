@@ -77,10 +77,11 @@ soak: ## the tests of the root and interop modules SOAK times (default 20) under
 	cd interop && go test -race -count=$(SOAK) -timeout 0 ./...
 
 .PHONY: chaos
-chaos: ## pub/sub servers killed and started for two minutes, on NATS and on Redis
+chaos: ## servers killed and started for two minutes each: pub/sub on NATS and on Redis, micro
 	for engine in nats redis; do \
 		(cd extension/pubsub/$$engine && ARPC_CHAOS=2m go test -count=1 -timeout 10m -v -run '^TestChaos$$' .); \
 	done
+	ARPC_CHAOS=2m go test -count=1 -timeout 10m -v -run '^TestChaos$$' ./extension/micro
 
 JSCLIENT := extension/jsclient
 

@@ -1,0 +1,185 @@
+package micro
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/arpc-go/arpc"
+)
+
+// Memory is a Registry within the process, for tests and for programs that are their own cluster. Its nodes stay until they are
+// deregistered or their Memory is closed: a ttl means nothing.
+type Memory struct {
+	store  *memoryStore
+	own    map[string]Node // guarded by the store's lock
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	feeds  sync.WaitGroup
+}
+
+// memoryStore is what Memories share.
+type memoryStore struct {
+	mu    sync.Mutex
+	nodes map[string]map[string]Node // by service and key
+	feeds map[string]map[*Feed]struct{}
+}
+
+// NewMemory returns an empty one.
+func NewMemory() *Memory {
+	return newMemory(&memoryStore{nodes: map[string]map[string]Node{}, feeds: map[string]map[*Feed]struct{}{}})
+}
+
+// NewStatic returns a Memory with nodes that the program knows, from its configuration. Its error is that of Node.Check.
+func NewStatic(nodes ...Node) (*Memory, error) {
+	m := NewMemory()
+	for _, n := range nodes {
+		if err := m.Register(context.Background(), n, 0); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func newMemory(s *memoryStore) *Memory {
+	m := &Memory{store: s, own: map[string]Node{}}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m
+}
+
+// Open returns another Registry with the same nodes, as another process would have it.
+func (m *Memory) Open() *Memory { return newMemory(m.store) }
+
+// lock locks the store, and reports why it does not.
+func (m *Memory) lock(ctx context.Context) error {
+	if err := ended(ctx); err != nil {
+		return err
+	}
+	m.store.mu.Lock()
+	if m.ctx.Err() != nil {
+		m.store.mu.Unlock()
+		return ErrClosed
+	}
+	return nil
+}
+
+// ended is the error of a context that has ended, nil if it has not.
+func ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return &arpc.Error{Code: arpc.CodeOf(err), Message: "micro: " + context.Cause(ctx).Error()}
+	}
+	return nil
+}
+
+// Register implements Registry.
+func (m *Memory) Register(ctx context.Context, n Node, _ time.Duration) error {
+	if err := n.Check(); err != nil {
+		return err
+	}
+	if err := m.lock(ctx); err != nil {
+		return err
+	}
+	defer m.store.mu.Unlock()
+	m.put(n)
+	for f := range m.store.feeds[n.Service] {
+		f.Put(n)
+	}
+	return nil
+}
+
+func (m *Memory) put(n Node) {
+	if m.store.nodes[n.Service] == nil {
+		m.store.nodes[n.Service] = map[string]Node{}
+	}
+	m.own[n.Key()], m.store.nodes[n.Service][n.Key()] = n, n
+}
+
+// Deregister implements Registry.
+func (m *Memory) Deregister(_ context.Context, n Node) error {
+	m.store.mu.Lock()
+	defer m.store.mu.Unlock()
+	if _, ok := m.own[n.Key()]; ok {
+		m.remove(n)
+	}
+	return nil
+}
+
+func (m *Memory) remove(n Node) {
+	delete(m.own, n.Key())
+	if delete(m.store.nodes[n.Service], n.Key()); len(m.store.nodes[n.Service]) == 0 {
+		delete(m.store.nodes, n.Service)
+	}
+	for f := range m.store.feeds[n.Service] {
+		f.Delete(n)
+	}
+}
+
+// Replace makes nodes all that this Memory has of a service. Its errors are those of Register; nothing has changed then.
+func (m *Memory) Replace(service string, nodes ...Node) error {
+	for _, n := range nodes {
+		if err := n.Check(); err != nil {
+			return err
+		}
+		if n.Service != service {
+			return invalid("a node of %q among those of %q", n.Service, service)
+		}
+	}
+	if err := m.lock(context.Background()); err != nil {
+		return err
+	}
+	defer m.store.mu.Unlock()
+	for _, n := range m.own {
+		if n.Service == service {
+			m.remove(n)
+		}
+	}
+	for _, n := range nodes {
+		m.put(n)
+	}
+	for f := range m.store.feeds[service] {
+		f.Set(slices.Collect(maps.Values(m.store.nodes[service]))) // instead of the above
+	}
+	return nil
+}
+
+// Watch implements Registry.
+func (m *Memory) Watch(ctx context.Context, service string) (<-chan Event, error) {
+	if err := m.lock(ctx); err != nil {
+		return nil, err
+	}
+	s := m.store
+	defer s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(m.ctx, cancel)
+	f := NewFeed(ctx)
+	if s.feeds[service] == nil {
+		s.feeds[service] = map[*Feed]struct{}{}
+	}
+	s.feeds[service][f] = struct{}{}
+	f.Set(slices.Collect(maps.Values(s.nodes[service])))
+	m.feeds.Add(1)
+	context.AfterFunc(ctx, func() {
+		defer m.feeds.Done()
+		stop()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if delete(s.feeds[service], f); len(s.feeds[service]) == 0 {
+			delete(s.feeds, service)
+		}
+	})
+	return f.Events(), nil
+}
+
+// Close implements Registry: the nodes of this Memory are gone.
+func (m *Memory) Close() error {
+	m.store.mu.Lock()
+	for _, n := range m.own {
+		m.remove(n)
+	}
+	m.cancel()
+	m.store.mu.Unlock()
+	m.feeds.Wait()
+	return nil
+}
