@@ -18,7 +18,7 @@ type Registry struct {
 	closed     chan struct{} // closed when Close is done
 	wake       chan struct{} // tells publish of dirty
 
-	mu      sync.Mutex
+	mu       sync.Mutex
 	nodes    link
 	watches  link
 	writable chan struct{} // closed while the session of nodes is live

@@ -78,7 +78,7 @@ func (r *Registry) openLocked(l *link) {
 const (
 	// maxPacket is the longest packet that is taken from a server. The names of ten thousand nodes are a megabyte at most.
 	maxPacket = 64 << 20
-	// maxRequest is the longest that zk sends: the list of watches to set again has 128 KiB and a path, a node 64 KiB with its path.
+	// maxRequest is the longest that zk sends: a node, which has 64 KiB with its key, and that key once more.
 	maxRequest = 256 << 10
 )
 
