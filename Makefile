@@ -15,6 +15,8 @@ export GOWORK := off
 # Every module of the repository except the tools' own.
 MODULES := $(sort $(patsubst %/,%,$(dir $(shell find . -name go.mod \
 	-not -path './tools/*' -not -path '*/node_modules/*' -not -path '*/testdata/*'))))
+# Those whose tests mostly wait for servers: two run at a time.
+WAITING := ./extension/micro/etcd ./extension/micro/zookeeper ./extension/pubsub/nats ./extension/pubsub/redis
 BUILD       := $(CURDIR)/.build
 STATICCHECK := $(BUILD)/staticcheck
 CROSS       := darwin freebsd windows
@@ -42,15 +44,16 @@ fmt: ## format all Go files
 
 .PHONY: race
 race: ## all tests of all modules under the race detector, one package at a time as most keep all cores busy
-	@for m in $(MODULES); do echo "go test -race $$m"; (cd $$m && $(CURDIR)/.ci/race); done
+	@for m in $(filter-out $(WAITING),$(MODULES)); do echo "go test -race $$m"; (cd $$m && $(CURDIR)/.ci/race); done
+	@printf '%s\n' $(WAITING) | xargs -P 2 -I{} bash -c 'out=$$(cd {} && $(CURDIR)/.ci/race 2>&1); rc=$$?; echo "go test -race {}"; echo "$$out"; exit $$rc'
 
 .PHONY: interop
 interop: ## only the tests against the published arpc
 	cd interop && go test -race -count=1 ./...
 
 .PHONY: fuzz-short
-fuzz-short: ## every fuzz target for a few seconds
-	.ci/fuzz 3s
+fuzz-short: ## every fuzz target for a second, after its corpus
+	.ci/fuzz 1s
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for a minute

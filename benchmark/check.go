@@ -34,6 +34,7 @@ var rateBars = []struct {
 	{"S1", "arpc-go-five", "arpc-go", 0.95},
 	{"S1", "arpc-go-metrics", "arpc-go", 0.85},
 	{"S1", "arpc-go-traced", "arpc-go", 0.85},
+	{"S1", "arpc-go-micro", "arpc-go", 0.85},
 }
 
 // Further bars.

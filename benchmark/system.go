@@ -65,7 +65,7 @@ type note struct {
 // meet it.
 const callTimeout = 10 * time.Second
 
-var systems = slices.Concat(arpcGoSystems, []*system{webSocketSystem}, observedSystems, arpcSystems, []*system{
+var systems = slices.Concat(arpcGoSystems, []*system{webSocketSystem}, observedSystems, []*system{microSystem}, arpcSystems, []*system{
 	grpcSystem, netRPCSystem, rpcxSystem, drpcSystem, natsSystem, rawSystem,
 })
 

@@ -25,8 +25,8 @@ import (
 // patience bounds the wait for a server to listen.
 const patience = 20 * time.Second
 
-// tests are how many requests redis-benchmark sends for each of its -n: PING inline and not, SET, GET.
-const tests = 4
+// commands are what redis-benchmark is asked to send, one after the other.
+var commands = []string{"ping_mbulk", "set", "get"}
 
 // A contestant is a server to be measured.
 type contestant struct {
@@ -132,7 +132,21 @@ func (c *contestant) cpu() (float64, error) {
 }
 
 // A load is a way to run redis-benchmark.
-type load struct{ pipeline, requests int }
+type load struct {
+	command            string
+	pipeline, requests int
+}
+
+// loads are all commands with a pipeline of 32, and without one a tenth as often.
+func loads(requests int) (list []load) {
+	for _, pipeline := range []int{32, 1} {
+		for _, command := range commands {
+			list = append(list, load{command, pipeline, requests})
+		}
+		requests = max(requests/10, 1)
+	}
+	return list
+}
 
 // A result is one run: requests per second of the server's CPU time, and of time.
 type result struct{ perCPU, perSecond float64 }
@@ -143,7 +157,7 @@ func (c *contestant) run(l load) (result, error) {
 		return result{}, err
 	}
 	began := time.Now()
-	out, err := exec.Command("redis-benchmark", "-h", "127.0.0.1", "-p", c.port, "-t", "ping,set,get", "-q", "-c", "50",
+	out, err := exec.Command("redis-benchmark", "-h", "127.0.0.1", "-p", c.port, "-t", l.command, "-q", "-c", "50",
 		"-P", strconv.Itoa(l.pipeline), "-n", strconv.Itoa(l.requests)).CombinedOutput()
 	took := time.Since(began).Seconds()
 	if err != nil {
@@ -153,7 +167,7 @@ func (c *contestant) run(l load) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	n := float64(tests * l.requests)
+	n := float64(l.requests)
 	return result{n / max(after-before, 0.01), n / took}, nil
 }
 
@@ -183,24 +197,24 @@ func perCPU(r result) float64    { return r.perCPU }
 func perSecond(r result) float64 { return r.perSecond }
 
 // compare runs all contestants under each load and writes a table. It returns which bars were missed.
-func compare(w io.Writer, loads []load, rounds int) (missed []string, err error) {
+func compare(w io.Writer, all []load, rounds int) (missed []string, err error) {
 	dir, err := os.MkdirTemp("", "arpc-redis")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	all := contestants()
-	for _, c := range all {
+	servers := contestants()
+	for _, c := range servers {
 		defer c.stop()
 		if err := c.start(dir); err != nil {
 			return nil, err
 		}
 	}
-	for _, l := range loads {
+	for _, l := range all {
 		results := map[string][]result{}
 		for round := range rounds + 1 {
-			for i := range all { // another one first each time
-				c := all[(i+round)%len(all)]
+			for i := range servers { // another one first each time
+				c := servers[(i+round)%len(servers)]
 				r, err := c.run(l)
 				if err != nil {
 					return nil, err
@@ -210,15 +224,15 @@ func compare(w io.Writer, loads []load, rounds int) (missed []string, err error)
 				}
 			}
 		}
-		fmt.Fprintf(w, "pipeline of %d, 50 connections, medians of %d rounds of %d requests\n", l.pipeline, rounds, tests*l.requests)
-		ours := median(results[all[0].name], perCPU)
-		for _, c := range all {
+		fmt.Fprintf(w, "%s, pipeline of %d, 50 connections, medians of %d rounds of %d requests\n", l.command, l.pipeline, rounds, l.requests)
+		ours := median(results[servers[0].name], perCPU)
+		for _, c := range servers {
 			cpu := median(results[c.name], perCPU)
 			fmt.Fprintf(w, "  %-14s %10.0f per CPU second %10.0f per second   %s has %.2f times as many per CPU second\n",
-				c.name, cpu, median(results[c.name], perSecond), all[0].name, ours/cpu)
+				c.name, cpu, median(results[c.name], perSecond), servers[0].name, ours/cpu)
 			for _, b := range bars {
 				if b.name == c.name && b.pipeline == l.pipeline && ours/cpu < b.least {
-					missed = append(missed, fmt.Sprintf("pipeline of %d: %.2f times %s instead of %.2f", l.pipeline, ours/cpu, b.name, b.least))
+					missed = append(missed, fmt.Sprintf("%s, pipeline of %d: %.2f times %s instead of %.2f", l.command, l.pipeline, ours/cpu, b.name, b.least))
 				}
 			}
 		}
@@ -227,11 +241,11 @@ func compare(w io.Writer, loads []load, rounds int) (missed []string, err error)
 }
 
 func main() {
-	rounds := flag.Int("rounds", 5, "rounds per pipeline")
-	requests := flag.Int("n", 1_000_000, "requests of each kind, per round, with a pipeline of 32; a tenth of it without")
+	rounds := flag.Int("rounds", 5, "rounds per command and pipeline")
+	requests := flag.Int("n", 1_000_000, "requests per round and command, with a pipeline of 32; a tenth of it without")
 	check := flag.Bool("check", false, "fail if a bar is missed")
 	flag.Parse()
-	missed, err := compare(os.Stdout, []load{{32, *requests}, {1, max(*requests/10, 1)}}, *rounds)
+	missed, err := compare(os.Stdout, loads(*requests), *rounds)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "redis:", err)
 		os.Exit(1)

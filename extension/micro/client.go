@@ -135,9 +135,7 @@ func (c *Client) CallWith(ctx context.Context, method string, req, rsp any, valu
 
 // Call is CallWith with a timeout, which must be positive; arpc.TimeForever is none.
 func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values ...map[any]any) error {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return c.CallWith(ctx, method, req, rsp, values...)
+	return c.CallWith(limit(timeout), method, req, rsp, values...)
 }
 
 // CallAsync implements arpc.Caller. It waits for a node if none is connected, for Wait at most. An attempt after the first does not know
@@ -164,9 +162,7 @@ func (c *Client) NotifyWith(ctx context.Context, method string, data any, values
 
 // Notify is NotifyWith with a timeout for finding a node and for room in its send queue.
 func (c *Client) Notify(method string, data any, timeout time.Duration, values ...map[any]any) error {
-	ctx, cancel := context.WithTimeout(context.Background(), max(timeout, time.Millisecond))
-	defer cancel()
-	return c.NotifyWith(ctx, method, data, values...)
+	return c.NotifyWith(limit(max(timeout, time.Millisecond)), method, data, values...)
 }
 
 // OpenStream implements arpc.Caller. Once it is open a stream stays with its node, and fails with it.

@@ -239,7 +239,11 @@ func (p *pool) await(ctx context.Context) (*view, error) {
 	if len(v.peers) > 0 {
 		return v, nil
 	}
-	timer := time.NewTimer(p.Wait)
+	wait := p.Wait
+	if t, ok := ctx.Deadline(); ok && ctx.Done() == nil {
+		wait = min(wait, time.Until(t))
+	}
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for len(v.peers) == 0 {
 		if p.ctx.Err() != nil {
@@ -254,7 +258,7 @@ func (p *pool) await(ctx context.Context) (*view, error) {
 		case <-p.ctx.Done():
 		case <-ctx.Done():
 		case <-timer.C:
-			return nil, p.nobody
+			return nil, cmp.Or(ended(ctx), error(p.nobody))
 		}
 	}
 	return v, nil
