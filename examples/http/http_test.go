@@ -77,7 +77,7 @@ func eachNetwork(t *testing.T, f func(t *testing.T, addr string)) {
 }
 
 // Row E17 and its check: curl gets answers with Date and Content-Length, over one connection for several requests.
-func TestCurl(t *testing.T) {
+func TestE17Curl(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, addr string) {
 		out := run(t, "curl", "-sS", "-i", "-v", "http://"+addr+"/one", "http://"+addr+"/two")
 		for _, want := range []string{"HTTP/1.1 200 OK\r\n", "Content-Length: 16\r\n", "hello from /one\n", "hello from /two\n", "Re-using existing connection"} {
@@ -112,7 +112,7 @@ func TestCurl(t *testing.T) {
 const maxArg = 100_000
 
 // A load generator that keeps connections open and sends several requests at once sees nothing but answers.
-func TestWrk(t *testing.T) {
+func TestE17Wrk(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, addr string) {
 		out := run(t, "wrk", "-t1", "-c20", "-d1s", "-s", "testdata/pipeline.lua", "http://"+addr+"/")
 		if !regexp.MustCompile(`[1-9]\d* requests in`).MatchString(out) || strings.Contains(out, "Socket errors") || strings.Contains(out, "Non-2xx") {

@@ -153,7 +153,7 @@ quit
 `
 
 // Rows E17 and its check: redis-cli gets the answers that a real Redis gives, errors included.
-func TestSameAsRedis(t *testing.T) {
+func TestE17SameAsRedis(t *testing.T) {
 	real := realRedis(t)
 	eachNetwork(t, func(t *testing.T, s *server) {
 		ours := tool(t, "redis-cli", s.addr, commandLines)
@@ -196,7 +196,7 @@ func realRedis(t *testing.T) string {
 }
 
 // Row E17: redis-benchmark gets its answers, one by one and pipelined.
-func TestBenchmarkTool(t *testing.T) {
+func TestE17RedisBenchmark(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, s *server) {
 		for pipeline, n := range map[string]string{"1": "2000", "32": "20000"} {
 			out := tool(t, "redis-benchmark", s.addr, "", "-t", "ping,set,get,incr", "-n", n, "-c", "50", "-P", pipeline, "--csv")

@@ -27,7 +27,7 @@ func pattern(n int, seed uint64) []byte {
 
 // Row E1: with one loop no two events overlap, of whichever connection or kind; n has no lock. Row E16: each sees what those before it
 // did.
-func TestE1OneLoop(t *testing.T) {
+func TestE1E16OneLoop(t *testing.T) {
 	bothWays(t, func(t *testing.T, suffix string) {
 		const clients, lines = 20, 50
 		n := 0
