@@ -171,15 +171,22 @@ func (ch *channel) RunTask() {
 		if ch.room != nil {
 			ch.room.Broadcast()
 		}
-		if ch.changed {
-			clear(ch.all)
-			ch.all = append(ch.all[:0], ch.members...)
-			ch.changed = false
-		}
+		ch.renewLocked()
 		ch.mu.Unlock()
 		ch.fanOut(ch.batch)
 		clear(ch.batch)
 	}
+}
+
+// renewLocked makes the task's copy of the members what they are now. It reports whether that is a change.
+func (ch *channel) renewLocked() bool {
+	if !ch.changed {
+		return false
+	}
+	clear(ch.all)
+	ch.all = append(ch.all[:0], ch.members...)
+	ch.changed = false
+	return true
 }
 
 // fanOut gives a batch to the subscribers. A panic, of a coder or a hook, costs what it interrupts and nothing else.
@@ -224,15 +231,28 @@ func (ch *channel) toAll(ds []*delivery, plain bool) {
 	clear(ch.frames[formRecord])
 }
 
-// toOne gives a delivery to the first subscriber, from another one on each time, whose connection has room; if none has, to the
-// shortest queue.
+// toOne gives a delivery to one subscriber; if all have left, to one that has come while the task was busy.
 func (ch *channel) toOne(d *delivery) {
+	if ch.offer(d) {
+		return
+	}
+	ch.mu.Lock()
+	again := ch.renewLocked()
+	ch.mu.Unlock()
+	if !again || !ch.offer(d) {
+		ch.server.counters.undeliverable.Add(1)
+	}
+}
+
+// offer gives a delivery to the first subscriber, from another one on each time, whose connection has room; if none has, to the
+// shortest queue. It reports false if there is nobody.
+func (ch *channel) offer(d *delivery) bool {
 	n := len(ch.all)
 	for i := range n {
 		s := ch.all[(ch.next+i)%n]
 		if s.deliverNow(d) {
 			ch.next = (ch.next + i + 1) % n
-			return
+			return true
 		}
 	}
 	var best *subscriber
@@ -243,10 +263,7 @@ func (ch *channel) toOne(d *delivery) {
 			best, least = s, w
 		}
 	}
-	if best != nil && best.deliverLater(d) {
-		return
-	}
-	ch.server.counters.undeliverable.Add(1)
+	return best != nil && best.deliverLater(d)
 }
 
 // join makes sub a member of its channel.

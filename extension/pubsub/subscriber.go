@@ -125,10 +125,11 @@ func push(c *arpc.Client, ms []*arpc.Message, wait bool) (n int, err error) {
 	return n, nil
 }
 
-// wants reports whether the subscriber is to get a delivery.
+// wants reports whether the subscriber is to get a delivery. What one of several gets may be older than its subscription: it is for
+// whoever is there when its turn comes.
 func (s *subscriber) wants(d *delivery) bool {
 	switch {
-	case d.seq <= s.joined, d.presence && !s.presence, d.m == nil && s.form == formRecord:
+	case d.seq <= s.joined && !d.one, d.presence && !s.presence, d.m == nil && s.form == formRecord:
 		return false
 	case d.m != nil && !s.skip.IsZero() && d.m.Position.Epoch == s.skip.Epoch && d.m.Position.Offset <= s.skip.Offset:
 		return false
