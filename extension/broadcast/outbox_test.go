@@ -78,7 +78,8 @@ func TestOnRefusedBlocks(t *testing.T) {
 		}
 		<-release
 	}))
-	h, _ := inbox(1)
+	h := arpc.NewHandler()
+	h.Handle("/m", func(*arpc.Context) {})
 	h.SetMaxBodyLen(4 << 10)
 	_, c := n.connect(h)
 	must(t, hub.Room("r").Join(c))
