@@ -330,6 +330,9 @@ func (c *Client) reconnect(g *core.Group, stop chan struct{}) {
 	}
 }
 
+// drainTick is how often drained looks.
+const drainTick = 5 * time.Millisecond
+
 // drained waits until the connections of a client that has given up are over: one that drains still answers what it was
 // asked. Stop and Restart end it.
 func (d *dialing) drained(g *core.Group) {

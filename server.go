@@ -181,9 +181,6 @@ func (s *Server) Stop() error {
 	return nil
 }
 
-// drainTick is how often Shutdown looks whether a connection has nothing left to do.
-const drainTick = 5 * time.Millisecond
-
 // drainPatience is how long Shutdown waits for the pong that says that a peer knows of it.
 const drainPatience = time.Second
 
@@ -204,26 +201,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return true
 	})
 	s.rpc.draining.Store(true)
-	ticker := time.NewTicker(drainTick)
-	defer ticker.Stop()
-	for begun := time.Now(); ctx.Err() == nil; {
-		busy, patient := false, time.Since(begun) < drainPatience
-		g.Each(func(cn *core.Conn) bool {
-			if cn.Busy() || patient && cn.Alive() && cn.User.(*link).draining() {
-				busy = true
-			} else {
-				cn.Close(ErrServerStopped)
-			}
-			return true
-		})
-		if !busy {
-			break
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-		}
-	}
+	begun := time.Now()
+	g.CloseIdle(ctx, ErrServerStopped, func(cn *core.Conn) bool {
+		return cn.Busy() || time.Since(begun) < drainPatience && cn.Alive() && cn.User.(*link).draining()
+	})
 	var cut string
 	if ctx.Err() != nil {
 		cut = s.unfinished(g)

@@ -15,8 +15,8 @@
 // OnRefused names those, Stats counts them. What is accepted for a member arrives at most once.
 //
 // Send puts the message in line, and returns; one task for each room gives what is in line to one member after the other. At 1,024
-// messages or 1 MiB in line Send waits for that task. Members of a small room mostly have the message in their send queues when Send returns,
-// but nothing is promised about its order with what is sent to a member otherwise, or in another room.
+// messages or 1 MiB in line Send waits for that task. There is no order between what is sent to a room and what is sent to a member
+// otherwise, or in another room.
 //
 // What one goroutine sends to a room arrives in that order at each member. Of what several send at the same time each member gets
 // each one's in its order, but not all members the same mixture.

@@ -376,33 +376,38 @@ func (g *Group) Stop(ctx context.Context, err error) error {
 	return result
 }
 
-// drainTick is how often Drain looks whether connections have become idle.
-const drainTick = 5 * time.Millisecond
-
 // Drain is Stop for who has time: it lets each connection finish what it is busy with (see Conn.Busy) before that is closed. When ctx is
 // done it goes on as Stop does.
 func (g *Group) Drain(ctx context.Context, err error) error {
 	g.StopAccepting(ctx)
-	ticker := time.NewTicker(drainTick)
+	g.CloseIdle(ctx, err, (*Conn).Busy)
+	return g.Stop(ctx, err)
+}
+
+// idleTick is how often CloseIdle looks whether connections have become idle.
+const idleTick = 5 * time.Millisecond
+
+// CloseIdle closes each connection with err as soon as it is not busy, until none is or ctx is done.
+func (g *Group) CloseIdle(ctx context.Context, err error, busy func(*Conn) bool) {
+	ticker := time.NewTicker(idleTick)
 	defer ticker.Stop()
-	for busy := true; busy && ctx.Err() == nil; {
-		busy = false
+	for wait := true; wait && ctx.Err() == nil; {
+		wait = false
 		g.Each(func(c *Conn) bool {
-			if c.Busy() {
-				busy = true
+			if busy(c) {
+				wait = true
 			} else {
 				c.Close(err)
 			}
 			return true
 		})
-		if busy {
+		if wait {
 			select {
 			case <-ticker.C:
 			case <-ctx.Done():
 			}
 		}
 	}
-	return g.Stop(ctx, err)
 }
 
 // A logRate lets one line through per second and counts the others.
