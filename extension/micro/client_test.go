@@ -229,6 +229,34 @@ func TestCallers(t *testing.T) {
 	}
 }
 
+// TestCallTimeout: the timeout of Call, which has no timer of its own, ends the wait for a node and the wait for an answer.
+func TestCallTimeout(t *testing.T) {
+	r, p := cluster(t, 0)
+	c := connect(t, r, micro.Config{Wait: patience})
+	for _, f := range []func() error{
+		func() error { return c.Call("/who", nil, nil, 20*time.Millisecond) },
+		func() error { return c.Notify("/note", "x", 20*time.Millisecond) },
+		func() error { return c.With(micro.Broadcast).Call("/who", nil, nil, 20*time.Millisecond) },
+		func() error { return c.Call("/who", nil, nil, -1) },
+	} {
+		if err := f(); arpc.CodeOf(err) != arpc.CodeDeadlineExceeded || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+	}
+	if len(p) != 0 {
+		t.Fatal("there are nodes")
+	}
+	r, p = cluster(t, 1)
+	release := make(chan struct{})
+	defer close(release)
+	p[0].Handler.Handle("/hold", func(*arpc.Context) { <-release }, true)
+	for _, config := range []micro.Config{{}, {Hedge: time.Millisecond, Idempotent: []string{"/hold"}}} {
+		if err := connect(t, r, config).Call("/hold", nil, nil, 20*time.Millisecond); arpc.CodeOf(err) != arpc.CodeDeadlineExceeded {
+			t.Errorf("%+v: %v", config, err)
+		}
+	}
+}
+
 // TestNobody fails what has no node, and says that nothing was sent.
 func TestNobody(t *testing.T) {
 	r, _ := cluster(t, 0)
