@@ -13,7 +13,6 @@ type callOptions struct {
 	block      metadataBlock // what is sent: with those of the framework
 	err        error         // why it cannot be sent
 	response   *Metadata
-	sent       *bool
 	idempotent bool
 	codec      codec.Codec // nil for the client's
 	codecName  string
@@ -22,14 +21,6 @@ type callOptions struct {
 type callOptionsKey struct{}
 
 var noCallOptions callOptions
-
-// report stores whether what has failed with err was sent, if anybody wants to know, and returns err.
-func (o *callOptions) report(err error, sent bool) error {
-	if err != nil && o.sent != nil {
-		*o.sent = sent
-	}
-	return err
-}
 
 // optionsOf returns what ctx, which may be nil, says.
 func optionsOf(ctx context.Context) *callOptions {
@@ -89,34 +80,15 @@ func WithResponseMetadata(ctx context.Context, md *Metadata) context.Context {
 	return withOptions(ctx, func(o *callOptions) { o.response = md })
 }
 
-// WithSent returns a context for one call or notification that, when that has failed, stores in sent whether it was handed to
-// the connection. While it is false, the peer has not got it and will not.
-func WithSent(ctx context.Context, sent *bool) context.Context {
-	return withOptions(ctx, func(o *callOptions) { o.sent = sent })
-}
-
-// Attempt returns a context for one of several attempts at the call of ctx, for Callers that try again or elsewhere: what WithSent and
-// WithResponseMetadata are to store is kept aside, and commit stores it. sent is what WithSent would store, true while the attempt has not failed.
-func Attempt(ctx context.Context) (attempt context.Context, sent *bool, commit func()) {
-	outer := optionsOf(ctx)
-	own := &struct {
-		sent     bool
-		response Metadata
-	}{sent: true}
-	attempt = withOptions(ctx, func(o *callOptions) {
-		o.sent = &own.sent
-		if o.response != nil {
-			o.response = &own.response
-		}
-	})
-	return attempt, &own.sent, func() {
-		if outer.sent != nil {
-			*outer.sent = own.sent
-		}
-		if outer.response != nil {
-			*outer.response = own.response
-		}
+// Attempt returns a context for one of several attempts at the call of ctx, for Callers that make them at the same time: what
+// WithResponseMetadata is to store is kept aside, and commit stores it.
+func Attempt(ctx context.Context) (attempt context.Context, commit func()) {
+	response := optionsOf(ctx).response
+	if response == nil {
+		return ctx, func() {}
 	}
+	own := new(Metadata)
+	return WithResponseMetadata(ctx, own), func() { *response = *own }
 }
 
 // WithIdempotent returns a context whose calls may be carried out twice without harm, for Callers that try again. Typed methods
@@ -143,7 +115,7 @@ func UseCodec(ctx context.Context, c codec.Named) context.Context {
 	})
 }
 
-var errCodec = &Error{Code: CodeFailedPrecondition, Message: "the peer does not know the codec of the call"}
+var errCodec = &Error{Code: CodeFailedPrecondition, Message: "the peer does not know the codec of the call", Unsent: true}
 
 // codecOf returns the codec of a received message with metadata, own if it does not name one, and an error if nobody knows it.
 func codecOf(block metadataBlock, own codec.Codec) (codec.Codec, error) {

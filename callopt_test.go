@@ -291,21 +291,19 @@ func TestUseCodecUnknownToThePeer(t *testing.T) {
 		ctx, cancel := context.WithTimeout(UseCodec(context.Background(), other), time.Second) // nothing waits for the peer
 		defer cancel()
 		for _, what := range kinds {
-			sent := true
 			var err error
 			switch what {
 			case "call":
-				err = c.CallWith(WithSent(ctx, &sent), "/m", point{1}, nil)
+				err = c.CallWith(ctx, "/m", point{1}, nil)
 			case "raw call": // nobody knows what the answer is
-				err = c.CallWith(WithSent(ctx, &sent), "/m", "raw", nil)
+				err = c.CallWith(ctx, "/m", "raw", nil)
 			case "notification":
-				err = c.NotifyWith(WithSent(ctx, &sent), "/m", point{1})
+				err = c.NotifyWith(ctx, "/m", point{1})
 			case "stream":
 				var s *Stream
 				if s, err = c.OpenStream(ctx, "/m"); err == nil {
 					err = s.Send(point{1})
 				}
-				sent = false
 				c.streamsOf(func(ls *linkStreams) {
 					if len(ls.ours) > 0 {
 						t.Error("there is a stream")
@@ -313,9 +311,7 @@ func TestUseCodecUnknownToThePeer(t *testing.T) {
 				})
 			}
 			wantCode(t, what, err, CodeFailedPrecondition)
-			if sent {
-				t.Errorf("the %s counts as sent", what)
-			}
+			wantUnsent(t, what, err)
 		}
 		p.nothing("a codec that the peer does not know")
 		if calls, _, _ := tables(c); calls != 0 {
@@ -453,14 +449,13 @@ func TestReservedKeys(t *testing.T) {
 				AddMetadata(AddMetadata(patient(t), key, "v"), "k", "v"),
 				UseCodec(AddMetadata(patient(t), key, "v"), codec.JSONCodec{}),
 			} {
-				sent := true
-				wantCode(t, "call", w.caller.CallWith(WithSent(ctx, &sent), "/m", nil, nil), CodeInvalidArgument)
-				if sent {
-					t.Error("the call counts as sent")
-				}
+				err := w.caller.CallWith(ctx, "/m", nil, nil)
+				wantCode(t, "call", err, CodeInvalidArgument)
+				wantUnsent(t, "call", err)
 				wantCode(t, "notification", w.caller.NotifyWith(ctx, "/m", nil), CodeInvalidArgument)
-				_, err := w.caller.OpenStream(ctx, "/s")
+				_, err = w.caller.OpenStream(ctx, "/s")
 				wantCode(t, "stream", err, CodeInvalidArgument)
+				wantUnsent(t, "stream", err)
 				// The next WithMetadata takes it away.
 				var md Metadata
 				must(t, w.caller.CallWith(WithResponseMetadata(WithMetadata(ctx, Metadata{"arpc": "", "ARPC.x": "1"}), &md), "/m", nil, nil))
@@ -761,6 +756,15 @@ func (m *Message) mark() []byte {
 	return m.Buffer
 }
 
+// wantUnsent checks that err says that nothing was sent.
+func wantUnsent(t *testing.T, what string, err error) {
+	t.Helper()
+	var e *Error
+	if !errors.As(err, &e) || !e.Unsent || e.Remote || !IsRefused(err) {
+		t.Errorf("%s: it counts as sent (%v)", what, err)
+	}
+}
+
 // What failed before the connection took it is not sent.
 func TestNotSent(t *testing.T) {
 	everyWay(t, Limits{Calls: 1}, func(t *testing.T, w *way) {
@@ -768,59 +772,59 @@ func TestNotSent(t *testing.T) {
 		cancel()
 		late, stop := context.WithDeadline(patient(t), time.Now().Add(-time.Second))
 		defer stop()
-		check := func(what string, code Code, f func(ctx context.Context) error) {
+		check := func(what string, code Code, err error) {
 			t.Helper()
-			sent := true // a program may use the variable again
-			err := f(WithSent(context.Background(), &sent))
-			if err == nil || code != 0 && CodeOf(err) != code {
+			if CodeOf(err) != code {
 				t.Errorf("%s: %v", what, err)
 			}
-			if sent {
-				t.Errorf("%s: it counts as sent (%v)", what, err)
-			}
+			wantUnsent(t, what, err)
 		}
+		ctx := context.Background()
 		long := strings.Repeat("m", MaxMethodLen+1)
 		for name, f := range map[string]func(ctx context.Context, method string, v any) error{
 			"call":         func(ctx context.Context, method string, v any) error { return w.caller.CallWith(ctx, method, v, nil) },
 			"notification": func(ctx context.Context, method string, v any) error { return w.caller.NotifyWith(ctx, method, v) },
 		} {
-			check(name+" without a method", CodeInvalidArgument, func(ctx context.Context) error { return f(ctx, "", nil) })
-			check(name+" of a long method", CodeInvalidArgument, func(ctx context.Context) error { return f(ctx, long, nil) })
-			check(name+" that cannot be encoded", 0, func(ctx context.Context) error { return f(ctx, "/m", make(chan int)) })
-			check(name+" with bad metadata", CodeInvalidArgument, func(ctx context.Context) error { return f(AddMetadata(ctx, "", ""), "/m", nil) })
-			check(name+" with much metadata", CodeInvalidArgument, func(ctx context.Context) error {
-				return f(AddMetadata(ctx, "k", strings.Repeat("v", 20_000)), "/m", nil)
-			})
-			check(name+" with an unknown codec", CodeFailedPrecondition, func(ctx context.Context) error { return f(UseCodec(ctx, tagged{"x"}), "/m", nil) })
-			both := func(done, ctx context.Context) context.Context { return WithSent(done, optionsOf(ctx).sent) }
-			check(name+" with a context that is over", CodeCanceled, func(ctx context.Context) error { return f(both(over, ctx), "/m", nil) })
-			check(name+" that is too late", CodeDeadlineExceeded, func(ctx context.Context) error { return f(both(late, ctx), "/m", nil) })
+			check(name+" without a method", CodeInvalidArgument, f(ctx, "", nil))
+			check(name+" of a long method", CodeInvalidArgument, f(ctx, long, nil))
+			check(name+" with bad metadata", CodeInvalidArgument, f(AddMetadata(ctx, "", ""), "/m", nil))
+			check(name+" with much metadata", CodeInvalidArgument, f(AddMetadata(ctx, "k", strings.Repeat("v", 20_000)), "/m", nil))
+			check(name+" with an unknown codec", CodeFailedPrecondition, f(UseCodec(ctx, tagged{"x"}), "/m", nil))
+			check(name+" with a context that is over", CodeCanceled, f(over, "/m", nil))
+			check(name+" that is too late", CodeDeadlineExceeded, f(late, "/m", nil))
 		}
+		for timeout, want := range map[time.Duration]error{0: ErrClientInvalidTimeoutZero, -1: ErrClientInvalidTimeoutLessThanZero} {
+			err := w.caller.Call("/m", nil, nil, timeout)
+			if !errors.Is(err, want) {
+				t.Errorf("timeout %d: %v", timeout, err)
+			}
+			wantUnsent(t, "a call with a timeout that is not positive", err)
+		}
+		ended := make(chan error, 1)
+		check("a call with a callback", CodeInvalidArgument, w.caller.CallAsync("", nil, func(c *Context) { ended <- c.Err() }, patience))
+		wantUnsent(t, "callback", recv(t, ended, "callback"))
 		// The handler of an inline route, and too many calls.
-		answers := make(chan bool, 1)
 		w.callee.Handler.HandleInline("/inline", func(c *Context) {
-			sent := true
-			wantCode(t, "a call of an inline handler", c.Client.CallWith(WithSent(c, &sent), "/m", nil, nil), CodeFailedPrecondition)
-			answers <- sent
+			check("a call of an inline handler", CodeFailedPrecondition, c.Client.CallWith(c, "/m", nil, nil))
 			c.Write(nil)
 		})
 		must(t, w.caller.Call("/inline", nil, nil, patience))
-		if recv(t, answers, "inline handler") {
-			t.Error("a call of an inline handler counts as sent")
-		}
 		entered, release := make(chan struct{}), make(chan struct{})
 		w.callee.Handler.Handle("/block", func(c *Context) { close(entered); <-release; c.Write(nil) }, true)
 		done := make(chan error, 1)
 		go func() { done <- w.caller.CallWith(patient(t), "/block", nil, nil) }()
 		recv(t, entered, "handler")
-		check("a call too many", CodeResourceExhausted, func(ctx context.Context) error { return w.caller.CallWith(ctx, "/m", nil, nil) })
+		check("a call too many", CodeResourceExhausted, w.caller.CallWith(ctx, "/m", nil, nil))
 		close(release)
 		must(t, recv(t, done, "end of the call"))
 		// No connection.
 		w.client.Stop()
 		eventually(t, "end of the connection", func() bool { return w.caller.CheckState() != nil })
-		check("a call without a connection", CodeUnavailable, func(ctx context.Context) error { return w.caller.CallWith(ctx, "/m", nil, nil) })
-		check("a notification without a connection", CodeUnavailable, func(ctx context.Context) error { return w.caller.NotifyWith(ctx, "/m", nil) })
+		check("a call without a connection", CodeUnavailable, w.caller.CallWith(ctx, "/m", nil, nil))
+		check("a notification without a connection", CodeUnavailable, w.caller.NotifyWith(ctx, "/m", nil))
+		check("a message without a connection", CodeUnavailable, w.caller.PushMsg(&Message{Buffer: pingFrame}, TimeZero))
+		_, err := w.caller.OpenStream(ctx, "/m")
+		check("a stream without a connection", CodeUnavailable, err)
 	})
 }
 
@@ -832,18 +836,19 @@ func TestNotSentTooNested(t *testing.T) {
 	entered, release := make(chan struct{}, 2), make(chan struct{})
 	c.Handler.Handle("/inner", func(c *Context) { entered <- struct{}{}; <-release; c.Write(nil) }, true)
 	s.Handler.Handle("/outer", func(c *Context) {
-		sent := true
-		err := c.Client.CallWith(WithSent(c, &sent), "/inner", nil, nil)
-		if sent {
-			t.Error("the call too many counts as sent")
-		}
+		err := c.Client.CallWith(c, "/inner", nil, nil)
+		wantUnsent(t, "the call too many", err)
 		c.Write(err)
 	})
 	s.Handler.Handle("/first", func(c *Context) { c.Write(c.Client.CallWith(c, "/inner", nil, nil)) })
 	done := make(chan error, 1)
 	go func() { done <- c.CallWith(patient(t), "/first", nil, nil) }()
 	recv(t, entered, "inner handler")
-	wantCode(t, "the call too many", c.CallWith(patient(t), "/outer", nil, nil), CodeResourceExhausted)
+	err := c.CallWith(patient(t), "/outer", nil, nil)
+	wantCode(t, "the call too many", err, CodeResourceExhausted)
+	if IsRefused(err) { // the handler may have done something before
+		t.Error("what the handler's call says of itself is taken for the handler's")
+	}
 	close(release)
 	must(t, recv(t, done, "end of the first"))
 }
@@ -861,28 +866,28 @@ func TestNotSentFullQueue(t *testing.T) {
 			// The system's buffers may make room for some time.
 			eventually(t, tt.what+" that finds no room", func() bool {
 				fill(t, c)
-				sent := true
-				ctx, cancel := context.WithTimeout(WithSent(context.Background(), &sent), 20*time.Millisecond)
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 				defer cancel()
 				err := tt.f(ctx)
-				if !sent {
-					wantCode(t, tt.what, err, CodeDeadlineExceeded)
+				if !IsRefused(err) {
+					return false
 				}
-				return !sent
+				wantCode(t, tt.what, err, CodeDeadlineExceeded)
+				return true
 			})
 			// Cancelled before it waits for room, or while it does.
 			eventually(t, tt.what+" that is cancelled", func() bool {
 				fill(t, c)
-				sent := true
-				ctx, stop := context.WithCancel(WithSent(context.Background(), &sent))
+				ctx, stop := context.WithCancel(context.Background())
 				done := make(chan error, 1)
 				go func() { done <- tt.f(ctx) }()
 				stop()
 				err := recv(t, done, "end")
-				if !sent {
-					wantCode(t, tt.what, err, CodeCanceled)
+				if !IsRefused(err) {
+					return false
 				}
-				return !sent
+				wantCode(t, tt.what, err, CodeCanceled)
+				return true
 			})
 		}
 	}
@@ -915,8 +920,7 @@ func TestSent(t *testing.T) {
 			{"too late", CodeDeadlineExceeded, func(func(), *Message) {}},
 			{"cut", CodeUnavailable, func(func(), *Message) { p.Close() }},
 		} {
-			var sent bool
-			ctx, cancel := context.WithCancel(WithSent(patient(t), &sent))
+			ctx, cancel := context.WithCancel(patient(t))
 			if tt.code == CodeDeadlineExceeded {
 				ctx, cancel = context.WithTimeout(ctx, 20*time.Millisecond)
 			}
@@ -930,11 +934,30 @@ func TestSent(t *testing.T) {
 				m = p.frame()
 			}
 			tt.end(cancel, m)
-			wantCode(t, tt.what, recv(t, done, "end of the call"), tt.code)
+			err := recv(t, done, "end of the call")
+			wantCode(t, tt.what, err, tt.code)
 			cancel()
-			if !sent {
+			if IsRefused(err) {
 				t.Errorf("%s: it does not count as sent", tt.what)
 			}
+		}
+	})
+}
+
+// Stop ends a call that was sent with the error that it gives to one that was not, but for that.
+func TestSentStopped(t *testing.T) {
+	everyWay(t, Limits{}, func(t *testing.T, w *way) {
+		entered := make(chan struct{})
+		w.callee.Handler.Handle("/block", func(c *Context) { close(entered); <-c.Done() }, true)
+		done := make(chan error, 1)
+		go func() { done <- w.caller.CallWith(patient(t), "/block", nil, nil) }()
+		recv(t, entered, "handler")
+		w.caller.Stop()
+		if err := recv(t, done, "end of the call"); !errors.Is(err, ErrClientStopped) || IsRefused(err) {
+			t.Errorf("it does not count as sent (%v)", err)
+		}
+		if err := w.caller.Call("/m", nil, nil, patience); !errors.Is(err, ErrClientStopped) || !IsRefused(err) {
+			t.Errorf("it counts as sent (%v)", err)
 		}
 	})
 }
@@ -947,13 +970,11 @@ func TestNotSentWaiting(t *testing.T) {
 	ln.Close()
 	p.Close()
 	eventually(t, "end of the connection", func() bool { return c.CheckState() != nil })
-	sent := true
-	ctx, cancel := context.WithTimeout(WithSent(context.Background(), &sent), 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	wantCode(t, "call", c.CallWith(ctx, "/m", nil, nil), CodeDeadlineExceeded)
-	if sent {
-		t.Error("the call counts as sent")
-	}
+	err := c.CallWith(ctx, "/m", nil, nil)
+	wantCode(t, "call", err, CodeDeadlineExceeded)
+	wantUnsent(t, "call", err)
 }
 
 func TestIdempotentContext(t *testing.T) {

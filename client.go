@@ -471,6 +471,8 @@ func (c *Client) CheckState() error {
 
 func (d *dialing) stateLocked() error {
 	switch {
+	case d.stopped && d.reason == ErrClientStopped:
+		return ErrClientStopped
 	case d.stopped:
 		return lostError(ErrClientStopped, d.reason)
 	case d.reason != nil:
@@ -595,7 +597,7 @@ func (c *Client) Delete(key any) {
 func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values ...map[any]any) error {
 	if timeout <= 0 {
 		if err := c.CheckState(); err != nil {
-			return err
+			return notSent(err)
 		}
 		return badTimeout(timeout)
 	}
@@ -612,7 +614,7 @@ func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values
 // deadline the call has Limits.CallTimeout. With the Context of an ordered handler, further handlers of the connection may run while this one waits.
 func (c *Client) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
 	if ctx.Err() != nil {
-		return optionsOf(ctx).report(contextError(ctx), false)
+		return notSent(contextError(ctx))
 	}
 	timeout := c.link.Load().rpc.timeout
 	if t, ok := ctx.Deadline(); ok {
@@ -644,7 +646,7 @@ func firstValues(values []map[any]any) map[any]any {
 func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout time.Duration, values []map[any]any, on *link) error {
 	handler, done := contextOf(ctx), ctx.Done()
 	if handler != nil && handler.mode == modeInline && handler.Client == c {
-		return optionsOf(ctx).report(errInlineCall, false)
+		return errInlineCall
 	}
 	p := callPool.Get().(*call)
 	switch rsp.(type) {
@@ -666,7 +668,7 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 		away, err := handler.link.cn.LetGo(&handler.turn)
 		if err != nil {
 			p.free()
-			return s.opts.report(errTooNested, false)
+			return errTooNested
 		}
 		if away {
 			defer handler.link.cn.TakeBack(&handler.turn)
@@ -674,7 +676,7 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 	}
 	if err := s.send(); err != nil {
 		p.free()
-		return s.opts.report(err, false)
+		return err
 	}
 	if done == nil {
 		<-p.done
@@ -688,7 +690,7 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 			if mine {
 				p.free()
 				s.link.sendCancel(s.seq, ctx)
-				return s.opts.report(contextError(ctx), true)
+				return contextError(ctx)
 			}
 			<-p.done // somebody is ending it right now
 		}
@@ -714,9 +716,6 @@ func (c *Client) call(ctx context.Context, method string, req, rsp any, timeout 
 	}
 	p.frame.Free()
 	p.free()
-	if err != nil {
-		s.opts.report(err, true)
-	}
 	return err
 }
 
@@ -776,14 +775,14 @@ func (c *Client) Notify(method string, data any, timeout time.Duration, values .
 // NotifyWith is Notify within a context: when the send queue is full it waits for room until ctx is done.
 func (c *Client) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
 	if ctx.Err() != nil {
-		return optionsOf(ctx).report(contextError(ctx), false)
+		return notSent(contextError(ctx))
 	}
 	s := sending{client: c, ctx: ctx, timeout: TimeForever, cmd: CmdNotify, flag: flagAsync, method: method, value: data,
 		values: firstValues(values), opts: optionsOf(ctx)}
 	if o := c.Handler.load().observer; o != nil {
 		return s.observed(o, ctx)
 	}
-	return s.opts.report(s.send(), false)
+	return s.send()
 }
 
 // NewMessage makes a message for PushMsg with the next sequence number and a value encoded as for Call. If the value
@@ -854,7 +853,9 @@ func (s *sending) codec() codec.Codec {
 }
 
 // send accepts the message for sending, or says why not.
-func (s *sending) send() error {
+func (s *sending) send() error { return notSent(s.accept()) }
+
+func (s *sending) accept() error {
 	c := s.client
 	if s.message == nil && (s.method == "" || len(s.method) > MaxMethodLen) {
 		if err := c.CheckState(); err != nil {

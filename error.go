@@ -66,8 +66,11 @@ type Error struct {
 	Details []Detail
 	// Remote says that the peer decided, false that this side did.
 	Remote bool
+	// Unsent says that a call, notification or stream ended before anything of it was sent: the peer has not got it and will not. It is about
+	// this side, and does not travel.
+	Unsent bool
 
-	refused bool // see IsRefused
+	refused bool // by the peer, see IsRefused
 	ours    bool // says something of this side, so no error of a peer's is it
 	causes  []error
 }
@@ -140,22 +143,22 @@ var (
 	// ErrClientTimeout is ErrTimeout.
 	ErrClientTimeout = ErrTimeout
 	// ErrClientInvalidTimeoutZero refuses a call with a timeout of 0.
-	ErrClientInvalidTimeoutZero = &Error{Code: CodeInvalidArgument, Message: "invalid timeout: must not be 0"}
+	ErrClientInvalidTimeoutZero = &Error{Code: CodeInvalidArgument, Message: "invalid timeout: must not be 0", Unsent: true}
 	// ErrClientInvalidTimeoutLessThanZero refuses a negative timeout.
-	ErrClientInvalidTimeoutLessThanZero = &Error{Code: CodeInvalidArgument, Message: "invalid timeout: must not be negative"}
+	ErrClientInvalidTimeoutLessThanZero = &Error{Code: CodeInvalidArgument, Message: "invalid timeout: must not be negative", Unsent: true}
 	// ErrClientInvalidAsyncHandler refuses a CallAsync without a callback.
-	ErrClientInvalidAsyncHandler = &Error{Code: CodeInvalidArgument, Message: "invalid callback: must not be nil"}
+	ErrClientInvalidAsyncHandler = &Error{Code: CodeInvalidArgument, Message: "invalid callback: must not be nil", Unsent: true}
 	// ErrClientInvalidPoolDialers refuses a pool without connections.
 	ErrClientInvalidPoolDialers = &Error{Code: CodeInvalidArgument, Message: "invalid pool: no connections"}
 	// ErrInvalidMethod refuses a method that is empty or longer than MaxMethodLen.
-	ErrInvalidMethod = &Error{Code: CodeInvalidArgument, Message: "invalid method: must have 1 to 127 bytes"}
+	ErrInvalidMethod = &Error{Code: CodeInvalidArgument, Message: "invalid method: must have 1 to 127 bytes", Unsent: true}
 	// ErrClientOverstock refuses a message because the send queue is full: the peer reads more slowly than we send.
-	ErrClientOverstock = &Error{Code: CodeResourceExhausted, Message: "send queue is full", ours: true}
+	ErrClientOverstock = &Error{Code: CodeResourceExhausted, Message: "send queue is full", Unsent: true, ours: true}
 	// ErrClientReconnecting fails a call made while there is no connection, or during which the connection was lost; in the
 	// latter case the peer may have done the work.
-	ErrClientReconnecting = &Error{Code: CodeUnavailable, Message: "client reconnecting", ours: true}
+	ErrClientReconnecting = &Error{Code: CodeUnavailable, Message: "client reconnecting", Unsent: true, ours: true}
 	// ErrClientStopped fails what is asked of a client that was stopped, or whose connection, being a server's, ended.
-	ErrClientStopped = &Error{Code: CodeUnavailable, Message: "client stopped", ours: true}
+	ErrClientStopped = &Error{Code: CodeUnavailable, Message: "client stopped", Unsent: true, ours: true}
 	// ErrMethodNotFound is the peer's answer to a call of a method that it does not have.
 	ErrMethodNotFound = &Error{Code: CodeUnimplemented, Message: "method not found"}
 	// ErrContextResponseToNotify refuses to answer a notification.
@@ -174,12 +177,12 @@ var (
 	errTooMany    = &Error{Code: CodeResourceExhausted, Message: "too many requests in line"}
 	errDraining   = &Error{Code: CodeUnavailable, Message: "server is shutting down"}
 	errBadMethod  = &Error{Code: CodeInvalidArgument, Message: "malformed request: method length"}
-	errTooNested  = &Error{Code: CodeResourceExhausted, Message: "too many handlers of this connection wait in calls"}
-	errInlineCall = &Error{Code: CodeFailedPrecondition, Message: "an inline handler must not wait in a call"}
-	errTooLarge   = &Error{Code: CodeInvalidArgument, Message: "message is longer than the peer accepts"}
+	errTooNested  = &Error{Code: CodeResourceExhausted, Message: "too many handlers of this connection wait in calls", Unsent: true}
+	errInlineCall = &Error{Code: CodeFailedPrecondition, Message: "an inline handler must not wait in a call", Unsent: true}
+	errTooLarge   = &Error{Code: CodeInvalidArgument, Message: "message is longer than the peer accepts", Unsent: true}
 	errGoingAway  = &Error{Code: CodeUnavailable, Message: "the peer is going away"}
 	errNoAuth     = &Error{Code: CodeUnauthenticated, Message: "the connection is not authenticated"}
-	errCalls      = &Error{Code: CodeResourceExhausted, Message: "too many calls in flight"}
+	errCalls      = &Error{Code: CodeResourceExhausted, Message: "too many calls in flight", Unsent: true}
 )
 
 // wireErrors finds the code of a text, as version 1 of the protocol carries texts only.
@@ -311,10 +314,21 @@ func contextError(ctx context.Context) error {
 	return e
 }
 
+// notSent marks err as one of what was not sent; an error of a codec stays as it is.
+func notSent(err error) error {
+	e, ok := err.(*Error)
+	if !ok || e.Unsent {
+		return err
+	}
+	c := *e
+	c.Unsent = true
+	return &c
+}
+
 // lostError is the error of what depended on a connection that ended because of cause.
 func lostError(kind *Error, cause error) *Error {
 	if cause == nil || cause == kind {
-		return kind
+		return &Error{Code: kind.Code, Message: kind.Message, ours: kind.ours, causes: []error{kind}}
 	}
 	text := cause.Error()
 	switch {

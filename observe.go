@@ -124,7 +124,7 @@ func (s *sending) observed(o Observer, ctx context.Context) error {
 	n := *s // or all would be on the heap
 	return n.client.observed(o, ctx, KindNotify, n.method, func(ctx context.Context) error {
 		n.opts = optionsOf(ctx)
-		return n.opts.report(n.send(), false)
+		return n.send()
 	})
 }
 

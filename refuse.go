@@ -20,10 +20,11 @@ func Refused(err error) error {
 	return &refusal{err}
 }
 
-// IsRefused reports whether err is the peer's and says that nothing was done.
+// IsRefused reports whether err says that nothing was done, and nothing will be: the peer has refused before any work, or has not got it, see
+// Error.Unsent. If it is false, that is not known.
 func IsRefused(err error) bool {
 	var e *Error
-	return errors.As(err, &e) && e.Remote && e.refused
+	return errors.As(err, &e) && (e.Remote && e.refused || !e.Remote && e.Unsent)
 }
 
 // Names of details that the framework gives a meaning; see docs/protocol.md.

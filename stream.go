@@ -201,13 +201,14 @@ func (c *Client) NewStream(method string) *Stream {
 func (c *Client) OpenStream(ctx context.Context, method string) (*Stream, error) {
 	o := c.Handler.load().observer
 	if o == nil {
-		return c.openStream(ctx, method, nil)
+		s, err := c.openStream(ctx, method, nil)
+		return s, notSent(err)
 	}
 	info := CallInfo{Kind: KindStream, Method: method, Start: time.Now()}
 	ctx = o.CallStarted(ctx, c, info)
 	ended := func(s *Stream) { o.CallEnded(ctx, c, info, s.outcome()) }
 	s, err := c.openStream(ctx, method, &ended)
-	if err != nil {
+	if err = notSent(err); err != nil {
 		o.CallEnded(ctx, c, info, err)
 	}
 	return s, err

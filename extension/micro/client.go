@@ -16,8 +16,7 @@ import (
 type Strategy uint8
 
 // The strategies. With all of them, what certainly was not carried out because a node is going away, or its connection was lost before,
-// goes to another node at once and does not count: a drained server is not an error. (Of idempotent calls under Failover it is not known
-// whether they were sent: unless the node has refused them, it is another attempt.)
+// goes to another node at once and does not count: a drained server is not an error.
 const (
 	// Failover makes further attempts at other nodes, within Attempts, the budget and the deadline: of what certainly was not carried out, and
 	// of what is idempotent. See package caller for what may be repeated.
@@ -147,7 +146,7 @@ func (c *Client) CallAsync(method string, req any, callback func(*arpc.Context),
 	return c.caller().CallAsync(method, req, callback, timeout, values...)
 }
 
-var errBroadcast = &arpc.Error{Code: arpc.CodeUnimplemented, Message: "micro: Broadcast has neither calls with callbacks nor streams"}
+var errBroadcast = &arpc.Error{Code: arpc.CodeUnimplemented, Message: "micro: Broadcast has neither calls with callbacks nor streams", Unsent: true}
 
 // NotifyWith implements arpc.Caller.
 func (c *Client) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
@@ -181,14 +180,14 @@ const maxParallel = 64
 func (c *Client) all(ctx context.Context, rsp any, f func(ctx context.Context, p *Peer, rsp any) error) error {
 	v, err := c.pool.await(ctx)
 	if err != nil {
-		return unsent(ctx, err)
+		return err
 	}
 	var mu sync.Mutex
 	var first error
 	answered, failed := false, 0
 	one := func(p *Peer) {
 		own, move := attempts.Apart(rsp)
-		attempt, _, commit := arpc.Attempt(ctx) // the peers' own, as they run at the same time
+		attempt, commit := arpc.Attempt(ctx) // the peers' own, as they run at the same time
 		err := f(attempt, p, own)
 		mu.Lock()
 		defer mu.Unlock()

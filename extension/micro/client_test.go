@@ -267,9 +267,8 @@ func TestNobody(t *testing.T) {
 			"call":   func(ctx context.Context) error { return c.CallWith(ctx, "/who", nil, nil) },
 			"notify": func(ctx context.Context) error { return c.NotifyWith(ctx, "/who", nil) },
 		} {
-			sent := true
-			if err := f(arpc.WithSent(within(t), &sent)); !errors.Is(err, arpc.CodeUnavailable) || sent {
-				t.Errorf("%v %s: %v, sent %v", s, name, err, sent)
+			if err := f(within(t)); !errors.Is(err, arpc.CodeUnavailable) || !arpc.IsRefused(err) {
+				t.Errorf("%v %s: %v, refused %v", s, name, err, arpc.IsRefused(err))
 			}
 		}
 		if s == micro.Broadcast {
@@ -334,9 +333,8 @@ func TestFailback(t *testing.T) {
 		}
 		return i == 3
 	})
-	sent := true
-	if err := c.NotifyWith(arpc.WithSent(within(t), &sent), "/note", "more"); !errors.Is(err, arpc.CodeResourceExhausted) || sent {
-		t.Error(err, sent)
+	if err := c.NotifyWith(within(t), "/note", "more"); !errors.Is(err, arpc.CodeResourceExhausted) || !arpc.IsRefused(err) {
+		t.Error(err, arpc.IsRefused(err))
 	}
 	if n := c.Stats().Waiting; n != 3 {
 		t.Errorf("%d wait", n)

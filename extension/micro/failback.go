@@ -28,7 +28,7 @@ type note struct {
 	until  time.Time
 }
 
-var errFailbackFull = &arpc.Error{Code: arpc.CodeResourceExhausted, Message: "micro: too many notifications wait to be sent"}
+var errFailbackFull = &arpc.Error{Code: arpc.CodeResourceExhausted, Message: "micro: too many notifications wait to be sent", Unsent: true}
 
 // notify sends a notification, or keeps it.
 func (f *failback) notify(ctx context.Context, method string, data any, values []map[any]any) error {
@@ -44,7 +44,7 @@ func (f *failback) notify(ctx context.Context, method string, data any, values [
 		return nil
 	default:
 		f.kept.Add(-1)
-		return unsent(ctx, errFailbackFull)
+		return errFailbackFull
 	}
 }
 

@@ -68,7 +68,7 @@ func (m *Memory) lock(ctx context.Context) error {
 // ended is the error of a context that has ended, nil if it has not.
 func ended(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
-		return &arpc.Error{Code: arpc.CodeOf(err), Message: "micro: " + context.Cause(ctx).Error()}
+		return &arpc.Error{Code: arpc.CodeOf(err), Message: "micro: " + context.Cause(ctx).Error(), Unsent: true}
 	}
 	return nil
 }

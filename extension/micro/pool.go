@@ -68,7 +68,7 @@ func newPool(service string, events <-chan Event, c Config) *pool {
 		Config: c, service: service, seed: rand.Uint64(), ended: make(chan struct{}), dirty: make(chan struct{}, 1),
 		dials: make(chan struct{}, maxDials), known: map[string]*known{}, members: map[string]*state{},
 	}
-	p.nobody = &arpc.Error{Code: arpc.CodeUnavailable, Message: "micro: no node of " + service + " can be reached"}
+	p.nobody = &arpc.Error{Code: arpc.CodeUnavailable, Message: "micro: no node of " + service + " can be reached", Unsent: true}
 	p.ctx, p.close = context.WithCancel(context.Background())
 	p.view.Store(&view{replaced: make(chan struct{})})
 	go p.run(events)
@@ -238,6 +238,9 @@ func (p *pool) await(ctx context.Context) (*view, error) {
 	v := p.view.Load()
 	if len(v.peers) > 0 {
 		return v, nil
+	}
+	if l, ok := ctx.(*limited); ok {
+		l.waited = true
 	}
 	wait := p.Wait
 	if t, ok := ctx.Deadline(); ok && ctx.Done() == nil {

@@ -35,7 +35,7 @@ type Registry interface {
 }
 
 // ErrClosed is the error of a Registry, Client or Publication that was closed.
-var ErrClosed = &arpc.Error{Code: arpc.CodeCanceled, Message: "micro: closed"}
+var ErrClosed = &arpc.Error{Code: arpc.CodeCanceled, Message: "micro: closed", Unsent: true}
 
 // A Kind says what an Event tells.
 type Kind uint8

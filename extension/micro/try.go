@@ -15,7 +15,7 @@ func (p *pool) CallWith(ctx context.Context, method string, req, rsp any, values
 	tried := triedOf(ctx)
 	peer, err := p.pick(ctx, tried)
 	if err != nil {
-		return unsent(ctx, err)
+		return err
 	}
 	return peer.failed(tried, peer.call(ctx, method, req, rsp, values))
 }
@@ -30,7 +30,12 @@ func (p *Peer) failed(tried *Tried, err error) error {
 
 func (p *Peer) call(ctx context.Context, method string, req, rsp any, values []map[any]any) error {
 	start := p.begin()
-	err := p.client.Load().CallWith(ctx, method, req, rsp, values...)
+	var err error
+	if l, ok := ctx.(*limited); ok && !l.waited {
+		err = p.client.Load().Call(method, req, rsp, l.timeout, values...)
+	} else {
+		err = p.client.Load().CallWith(ctx, method, req, rsp, values...)
+	}
 	p.end(ctx, start, err)
 	return err
 }
@@ -59,7 +64,7 @@ func (p *pool) NotifyWith(ctx context.Context, method string, data any, values .
 	tried := triedOf(ctx)
 	peer, err := p.pick(ctx, tried)
 	if err != nil {
-		return unsent(ctx, err)
+		return err
 	}
 	return peer.failed(tried, peer.notify(ctx, method, data, values))
 }
@@ -88,8 +93,7 @@ func (p *pool) OpenStream(ctx context.Context, method string) (*arpc.Stream, err
 	return s, nil
 }
 
-// failing returns a client that has ended. It fails what it is given, as only a Client of package arpc can: it tells those who have asked,
-// by arpc.WithSent, that nothing was sent, and makes the Context of a callback.
+// failing returns a client that has ended: only a Client of package arpc can make the Context of a callback.
 var failing = sync.OnceValue(func() *arpc.Client {
 	s := arpc.NewServer(arpc.NewHandler())
 	listener, dial := arpc.Pipe()
@@ -116,9 +120,3 @@ func (failure) Marshal(v any) ([]byte, error) { return nil, v.(failure).err }
 
 // Unmarshal implements codec.Codec; there is nothing to decode.
 func (failure) Unmarshal([]byte, any) error { return nil }
-
-// unsent returns err, after telling those who have asked that nothing was sent.
-func unsent(ctx context.Context, err error) error {
-	failing().NotifyWith(ctx, "-", nil) //nolint:errcheck // the other error is the reason
-	return err
-}

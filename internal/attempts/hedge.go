@@ -42,7 +42,7 @@ func (h *hedge) CallWith(ctx context.Context, method string, req, rsp any, value
 	if x.move != nil {
 		x.move()
 	}
-	return x.err
+	return unsure(x.err, x.begun > 1)
 }
 
 // A hedged is a call with its attempts:
@@ -82,7 +82,7 @@ func (x *hedged) another() {
 	x.mu.Unlock()
 	defer x.others.Done()
 	v, move := Apart(x.rsp)
-	ctx, commit := again(x.ctx)
+	ctx, commit := arpc.Attempt(x.ctx)
 	err := x.Caller.CallWith(ctx, x.method, x.req, v, x.values...)
 	x.ended(err, func() {
 		if commit(); err == nil {

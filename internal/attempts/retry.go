@@ -59,31 +59,28 @@ func (r *retry) pause(n int, err error, repeatable bool, left time.Duration) (ti
 }
 
 // free reports whether the next attempt costs nothing; n counts those.
-func (r *retry) free(n *int, err error, unsent bool) bool {
-	if r.Free == nil || *n >= maxFree || !unsent && !arpc.IsRefused(err) || !r.worth(err) || !r.Free(err) {
+func (r *retry) free(n *int, err error) bool {
+	if r.Free == nil || *n >= maxFree || !arpc.IsRefused(err) || !r.worth(err) || !r.Free(err) {
 		return false
 	}
 	*n++
 	return true
 }
 
-// do makes attempts until one is the last; last is the error of the one before. sent says after a failure whether the peer may have got it; nil if it may be
-// repeated anyway.
-func (r *retry) do(ctx context.Context, sent *bool, try func(n int, last error) error) error {
-	free, err := 0, error(nil)
+// do makes attempts until one is the last; last is the error of the one before, nil for the first. repeatable says that there may be
+// another one after an attempt that may have been carried out.
+func (r *retry) do(ctx context.Context, repeatable bool, try func(last error) error) error {
+	free, maybe, err := 0, false, error(nil)
 	for n := 1; ; n++ {
-		if sent != nil {
-			*sent = true // unless we are told otherwise: a Caller in between may not let us know
-		}
-		err = try(n, err)
+		err = try(err)
 		if err == nil {
 			r.Budget.answered()
 			return nil
 		}
 		if ctx.Err() != nil {
-			return err
+			return unsure(err, maybe)
 		}
-		if r.free(&free, err, sent != nil && !*sent) {
+		if r.free(&free, err) {
 			n--
 			continue
 		}
@@ -91,10 +88,11 @@ func (r *retry) do(ctx context.Context, sent *bool, try func(n int, last error) 
 		if t, ok := ctx.Deadline(); ok {
 			left = max(time.Until(t), 0)
 		}
-		d, ok := r.pause(n, err, sent == nil || !*sent, left)
+		d, ok := r.pause(n, err, repeatable, left)
 		if !ok {
-			return err
+			return unsure(err, maybe)
 		}
+		maybe = maybe || !arpc.IsRefused(err)
 		timer := time.NewTimer(d)
 		select {
 		case <-timer.C:
@@ -106,21 +104,13 @@ func (r *retry) do(ctx context.Context, sent *bool, try func(n int, last error) 
 
 // CallWith implements arpc.Caller.
 func (r *retry) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
-	attempt, commit := ctx, func() {}
-	var sent *bool
-	once := r.Never || !r.Idempotent[method] && !arpc.IsIdempotent(ctx)
-	if once {
-		attempt, sent, commit = arpc.Attempt(ctx)
-	}
-	err := r.do(ctx, sent, func(n int, last error) error {
-		if last != nil && r.Again != nil {
-			attempt = r.Again(attempt, last)
-		}
-		if n == 1 {
+	attempt := ctx
+	return r.do(ctx, !r.Never && (r.Idempotent[method] || arpc.IsIdempotent(ctx)), func(last error) error {
+		if last == nil {
 			return r.next.CallWith(attempt, method, req, rsp, values...)
 		}
-		if n == 2 && !once {
-			attempt, commit = again(attempt)
+		if r.Again != nil {
+			attempt = r.Again(attempt, last)
 		}
 		v, move := Apart(rsp)
 		err := r.next.CallWith(attempt, method, req, v, values...)
@@ -129,41 +119,49 @@ func (r *retry) CallWith(ctx context.Context, method string, req, rsp any, value
 		}
 		return err
 	})
-	commit()
+}
+
+// unsure returns the error of the last attempt. If an earlier one may have been carried out, it does not say any more that nothing was.
+func unsure(err error, maybe bool) error {
+	if maybe && arpc.IsRefused(err) {
+		return &unsureError{err}
+	}
 	return err
 }
 
-// again returns a context for an attempt after or beside another one that may have been sent: the user is not told otherwise.
-func again(ctx context.Context) (attempt context.Context, commit func()) {
-	attempt, sent, store := arpc.Attempt(ctx)
-	return attempt, func() {
-		*sent = true
-		store()
+type unsureError struct{ error }
+
+func (e *unsureError) Unwrap() error { return e.error }
+
+// As gives the *arpc.Error without what is known of its attempt only.
+func (e *unsureError) As(target any) bool {
+	t, ok := target.(**arpc.Error)
+	var of *arpc.Error
+	if !ok || !errors.As(e.error, &of) {
+		return false
 	}
+	*t = &arpc.Error{Code: of.Code, Message: of.Message, Details: of.Details, Remote: of.Remote}
+	return true
 }
 
 // NotifyWith implements arpc.Caller.
 func (r *retry) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
-	attempt, sent, commit := arpc.Attempt(ctx)
-	err := r.do(ctx, sent, func(_ int, last error) error {
+	attempt := ctx
+	return r.do(ctx, false, func(last error) error {
 		if last != nil && r.Again != nil {
 			attempt = r.Again(attempt, last)
 		}
 		return r.next.NotifyWith(attempt, method, data, values...)
 	})
-	commit()
-	return err
 }
 
-// OpenStream implements arpc.Caller.
+// OpenStream implements arpc.Caller. Whatever fails here has not been carried out.
 func (r *retry) OpenStream(ctx context.Context, method string) (s *arpc.Stream, err error) {
-	var sent bool
-	err = r.do(ctx, &sent, func(_ int, last error) error {
+	err = r.do(ctx, true, func(last error) error {
 		if last != nil && r.Again != nil {
 			ctx = r.Again(ctx, last)
 		}
 		s, err = r.next.OpenStream(ctx, method)
-		sent = false
 		return err
 	})
 	return s, err
@@ -207,7 +205,7 @@ func (a *async) try(timeout time.Duration) error {
 	err := a.r.next.CallAsync(a.method, a.req, a.ended, timeout, a.values...)
 	if err != nil {
 		a.decided = true
-		if a.decide(err, true, true); a.again {
+		if a.decide(err, true); a.again {
 			return nil
 		}
 	}
@@ -215,8 +213,8 @@ func (a *async) try(timeout time.Duration) error {
 }
 
 // decide decides whether there is another attempt. The lock is held.
-func (a *async) decide(err error, repeatable, unsent bool) {
-	if a.r.free(&a.free, err, unsent) {
+func (a *async) decide(err error, repeatable bool) {
+	if a.r.free(&a.free, err) {
 		a.n--
 		a.pause, a.again = 0, true
 		return
@@ -238,7 +236,7 @@ func (a *async) end(ctx *arpc.Context) {
 	}
 	a.mu.Lock()
 	if !a.decided {
-		a.decide(err, !a.r.Never && a.r.Idempotent[a.method], false)
+		a.decide(err, !a.r.Never && a.r.Idempotent[a.method])
 	}
 	again, pause := a.again, a.pause
 	a.decided, a.again = false, false

@@ -16,7 +16,8 @@
 // A call that may have been carried out is repeated only if it is idempotent: a typed method with the trait Idempotent, a
 // context of arpc.WithIdempotent, or a method that the option Idempotent names, which is the only way for CallAsync of an
 // untyped method or a typed one, as it has no context. Other calls are repeated when it is certain that they were not
-// carried out: they were never handed to the connection, or the peer has refused them before any work, see arpc.IsRefused.
+// carried out, see arpc.IsRefused: they were never handed to the connection, or the peer has refused them before any work. An
+// error that Retry and Hedge return says so only if it is true of all attempts; the Context of a callback has that of the last one.
 //
 // # Concurrency
 //

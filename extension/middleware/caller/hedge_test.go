@@ -248,7 +248,7 @@ func TestRetryOfHedges(t *testing.T) {
 	wg.Wait()
 }
 
-// TestAttemptsTellTheCaller: what the user asks for by WithSent and WithResponseMetadata is that of the attempt which counts.
+// TestAttemptsTellTheCaller: the metadata of an answer, and what an error says of what was sent, are those of the attempts which count.
 func TestAttemptsTellTheCaller(t *testing.T) {
 	h := arpc.NewHandler()
 	var n atomic.Int32
@@ -295,35 +295,60 @@ func TestAttemptsTellTheCaller(t *testing.T) {
 		t.Errorf("metadata %v", md)
 	}
 
-	sent := false
-	ctx = arpc.WithSent(patient(t), &sent)
+	ctx = patient(t)
 	for _, c := range []arpc.Caller{client, Retry(client), Retry(Retry(client)), Hedge(client, 1, Idempotent("/fail"))} {
-		sent = false
-		if err := c.CallWith(ctx, "/fail", nil, nil); !errors.Is(err, arpc.CodeAborted) || !sent {
-			t.Errorf("sent %v: %v", sent, err)
+		if err := c.CallWith(ctx, "/fail", nil, nil); !errors.Is(err, arpc.CodeAborted) || arpc.IsRefused(err) {
+			t.Errorf("refused %v: %v", arpc.IsRefused(err), err)
 		}
 	}
 	for _, c := range []arpc.Caller{stopped(), Retry(stopped()), Retry(Retry(stopped()), Backoff(1, 1))} {
-		sent = true
-		if err := c.CallWith(ctx, "/fail", nil, nil); !errors.Is(err, arpc.ErrClientStopped) || sent {
-			t.Errorf("call: sent %v: %v", sent, err)
+		if err := c.CallWith(ctx, "/fail", nil, nil); !errors.Is(err, arpc.ErrClientStopped) || !arpc.IsRefused(err) {
+			t.Errorf("call: refused %v: %v", arpc.IsRefused(err), err)
 		}
-		sent = true
-		if err := c.NotifyWith(ctx, "/fail", nil); !errors.Is(err, arpc.ErrClientStopped) || sent {
-			t.Errorf("notification: sent %v: %v", sent, err)
+		if err := c.NotifyWith(ctx, "/fail", nil); !errors.Is(err, arpc.ErrClientStopped) || !arpc.IsRefused(err) {
+			t.Errorf("notification: refused %v: %v", arpc.IsRefused(err), err)
 		}
 	}
 	// That a later attempt was not sent does not mean that the first was not.
-	n.Store(0)
 	lost := &fake{call: func(ctx context.Context, _ any) error {
 		if n.Add(1) == 1 {
 			return client.CallWith(ctx, "/fail", nil, nil)
 		}
 		return stopped().CallWith(ctx, "/fail", nil, nil)
 	}}
-	sent = false
+	n.Store(0)
 	c := Retry(lost, Idempotent("/fail"), Codes(arpc.CodeAborted), Backoff(1, 1))
-	if err := c.CallWith(ctx, "/fail", nil, nil); !errors.Is(err, arpc.ErrClientStopped) || !sent || n.Load() != 2 {
-		t.Errorf("sent %v: %v", sent, err)
+	err := c.CallWith(ctx, "/fail", nil, nil)
+	wantUnsure(t, err)
+	if !errors.Is(err, arpc.ErrClientStopped) || n.Load() != 2 {
+		t.Errorf("%d attempts: %v", n.Load(), err)
 	}
+}
+
+// wantUnsure checks that err does not say that nothing was done.
+func wantUnsure(t *testing.T, err error) {
+	t.Helper()
+	var e *arpc.Error
+	if !errors.As(err, &e) || e.Code != arpc.CodeUnavailable || e.Unsent || e.Message == "" || arpc.IsRefused(err) {
+		t.Errorf("%#v", err)
+	}
+}
+
+// TestHedgeHidesNothing: that one attempt was not sent does not mean that the other was not.
+func TestHedgeHidesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		unsent := &arpc.Error{Code: arpc.CodeUnavailable, Message: "no connection", Unsent: true}
+		var n atomic.Int32
+		f := &fake{call: func(context.Context, any) error {
+			if n.Add(1) == 2 {
+				return unsent // first, so it is the error of the call
+			}
+			time.Sleep(time.Second)
+			return unavailable
+		}}
+		err := Hedge(f, time.Millisecond).CallWith(arpc.WithIdempotent(context.Background()), "/", nil, nil)
+		if wantUnsure(t, err); !errors.Is(err, unsent) {
+			t.Error(err)
+		}
+	})
 }

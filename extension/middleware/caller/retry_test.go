@@ -60,33 +60,36 @@ func TestRetryDecides(t *testing.T) {
 		return err
 	}
 	local := &arpc.Error{Code: arpc.CodeUnavailable, Message: "lost"}
+	unsent := &arpc.Error{Code: arpc.CodeUnavailable, Message: "no connection", Unsent: true}
+	lie := &arpc.Error{Code: arpc.CodeUnavailable, Message: "the peer cannot say so", Remote: true, Unsent: true}
 	for _, c := range []struct {
 		what       string
 		err        error
-		sent       bool
 		idempotent bool
 		opts       []Option
 		attempts   int
 	}{
-		{"not sent", local, false, false, nil, 3},
-		{"sent", local, true, false, nil, 1},
-		{"sent, idempotent", local, true, true, nil, 3},
-		{"sent, idempotent by name", local, true, false, []Option{Idempotent("/x", "/method")}, 3},
-		{"another idempotent by name", local, true, false, []Option{Idempotent("/x")}, 1},
-		{"refused", refusedFrom(t, arpc.CodeUnavailable), true, false, nil, 3},
-		{"refused for good", refusedFrom(t, arpc.CodePermissionDenied), true, false, nil, 1},
-		{"refused for good, idempotent", refusedFrom(t, arpc.CodePermissionDenied), true, true, nil, 1},
-		{"busy", busy, true, true, nil, 1},
-		{"busy for a time", later(0), true, true, nil, 3},
-		{"busy for a time, not idempotent", later(0), true, false, nil, 1},
-		{"busy for too long", later(time.Hour), true, true, nil, 1},
-		{"another code", arpc.CodeAborted, true, true, nil, 1},
-		{"code asked for", arpc.CodeAborted, true, true, []Option{Codes(arpc.CodeAborted)}, 3},
-		{"code not asked for", local, true, true, []Option{Codes(arpc.CodeAborted)}, 1},
-		{"five attempts", local, true, true, []Option{Attempts(5)}, 5},
-		{"one attempt", local, true, true, []Option{Attempts(1)}, 1},
-		{"no budget", local, true, true, []Option{Attempts(5), Budget(2, 0)}, 3},
-		{"an error of another kind", errors.New("cannot encode"), false, true, nil, 1},
+		{"not sent", unsent, false, nil, 3},
+		{"not sent, within another error", fmt.Errorf("wrapped: %w", unsent), false, nil, 3},
+		{"sent", local, false, nil, 1},
+		{"the peer's", lie, false, nil, 1},
+		{"sent, idempotent", local, true, nil, 3},
+		{"sent, idempotent by name", local, false, []Option{Idempotent("/x", "/method")}, 3},
+		{"another idempotent by name", local, false, []Option{Idempotent("/x")}, 1},
+		{"refused", refusedFrom(t, arpc.CodeUnavailable), false, nil, 3},
+		{"refused for good", refusedFrom(t, arpc.CodePermissionDenied), false, nil, 1},
+		{"refused for good, idempotent", refusedFrom(t, arpc.CodePermissionDenied), true, nil, 1},
+		{"busy", busy, true, nil, 1},
+		{"busy for a time", later(0), true, nil, 3},
+		{"busy for a time, not idempotent", later(0), false, nil, 1},
+		{"busy for too long", later(time.Hour), true, nil, 1},
+		{"another code", arpc.CodeAborted, true, nil, 1},
+		{"code asked for", arpc.CodeAborted, true, []Option{Codes(arpc.CodeAborted)}, 3},
+		{"code not asked for", local, true, []Option{Codes(arpc.CodeAborted)}, 1},
+		{"five attempts", local, true, []Option{Attempts(5)}, 5},
+		{"one attempt", local, true, []Option{Attempts(1)}, 1},
+		{"no budget", local, true, []Option{Attempts(5), Budget(2, 0)}, 3},
+		{"an error of another kind", errors.New("cannot encode"), true, nil, 1},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			ctx := context.Background()
@@ -96,7 +99,6 @@ func TestRetryDecides(t *testing.T) {
 			n := 0
 			f := &fake{call: func(ctx context.Context, _ any) error {
 				n++
-				report(ctx, c.sent)
 				return c.err
 			}}
 			opts := append([]Option{Backoff(1, 1)}, c.opts...)
@@ -107,14 +109,7 @@ func TestRetryDecides(t *testing.T) {
 	}
 }
 
-// report does for WithSent what a Client does whose call fails. Only a Client can: of a call that is not sent it is one that
-// was stopped; nothing says so of one that was sent.
-func report(ctx context.Context, sent bool) {
-	if !sent {
-		stopped().CallWith(ctx, "/", nil, nil) //nolint:errcheck // it is to fail
-	}
-}
-
+// stopped is a client that has ended.
 var stopped = sync.OnceValue(func() *arpc.Client {
 	ln, dialer := arpc.Pipe()
 	s := arpc.NewServer(arpc.NewHandler())
@@ -132,7 +127,6 @@ var stopped = sync.OnceValue(func() *arpc.Client {
 
 func TestRetryHidesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// What is between two Retries, and does not pass WithSent on, must not make a call look as if it was not sent.
 		n := 0
 		f := &fake{call: func(context.Context, any) error {
 			n++
