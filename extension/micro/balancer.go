@@ -59,10 +59,13 @@ func Weighted() Balancer {
 func LeastLoaded() Balancer {
 	return func(peers []*Peer) Pick {
 		return func(_ context.Context, tried *Tried) *Peer {
+			if len(peers) == 1 {
+				return tried.from(peers, 0)
+			}
 			i := rand.IntN(len(peers))
 			a := tried.from(peers, i)
-			if len(peers) == 1 || a == nil {
-				return a
+			if a == nil {
+				return nil
 			}
 			b := tried.from(peers, (i+1+rand.IntN(len(peers)-1))%len(peers))
 			if b.load() < a.load() {

@@ -9,21 +9,25 @@ import (
 // An attempt that it is given to itself is the first; if that has not waited for a node, it has the whole timeout.
 type limited struct {
 	context.Context
-	deadline time.Time
-	timeout  time.Duration
-	waited   bool
+	begun, timeout time.Duration // begun since epoch
+	waited         bool
 }
 
 func limit(timeout time.Duration) *limited {
-	return &limited{Context: context.Background(), deadline: time.Now().Add(timeout), timeout: timeout}
+	return &limited{Context: context.Background(), begun: since(), timeout: timeout}
 }
 
+// epoch is when the program began. The time since takes half as long as that of day.
+var epoch = time.Now()
+
+func since() time.Duration { return time.Since(epoch) }
+
 // Deadline implements context.Context.
-func (l *limited) Deadline() (time.Time, bool) { return l.deadline, true }
+func (l *limited) Deadline() (time.Time, bool) { return epoch.Add(l.begun).Add(l.timeout), true }
 
 // Err implements context.Context.
 func (l *limited) Err() error {
-	if time.Now().Before(l.deadline) {
+	if since()-l.begun < l.timeout {
 		return nil
 	}
 	return context.DeadlineExceeded

@@ -237,18 +237,18 @@ func (s *state) drain(c *arpc.Client) {
 const sampled = 8
 
 // begin notes an attempt, end how it has ended.
-func (s *state) begin() (start time.Time) {
+func (s *state) begin() (start time.Duration) {
 	s.inflight.Add(1)
 	if s.calls.Add(1)%sampled == 1 {
-		start = time.Now()
+		start = since()
 	}
 	return start
 }
 
-func (s *state) end(ctx context.Context, start time.Time, err error) {
+func (s *state) end(ctx context.Context, start time.Duration, err error) {
 	s.inflight.Add(-1)
-	if !start.IsZero() {
-		s.busy.Add(int64(time.Since(start)))
+	if start > 0 {
+		s.busy.Add(int64(since() - start))
 		s.timed.Add(1)
 	}
 	if err == nil {

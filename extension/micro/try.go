@@ -89,7 +89,7 @@ func (p *pool) OpenStream(ctx context.Context, method string) (*arpc.Stream, err
 		peer.end(ctx, start, err)
 		return nil, peer.failed(tried, err)
 	}
-	context.AfterFunc(s.Context(), func() { peer.end(ctx, time.Time{}, nil) }) // how long it lasts says nothing of the node
+	context.AfterFunc(s.Context(), func() { peer.end(ctx, 0, nil) }) // how long it lasts says nothing of the node
 	return s, nil
 }
 

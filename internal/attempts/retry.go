@@ -67,21 +67,17 @@ func (r *retry) free(n *int, err error) bool {
 	return true
 }
 
-// do makes attempts until one is the last; last is the error of the one before, nil for the first. repeatable says that there may be
-// another one after an attempt that may have been carried out.
-func (r *retry) do(ctx context.Context, repeatable bool, try func(last error) error) error {
-	free, maybe, err := 0, false, error(nil)
-	for n := 1; ; n++ {
-		err = try(err)
-		if err == nil {
-			r.Budget.answered()
-			return nil
-		}
+// more makes attempts after the first one, which has ended with err, until one is the last; last is the error of the one before.
+// repeatable says that there may be another one after an attempt that may have been carried out.
+func (r *retry) more(ctx context.Context, err error, repeatable bool, try func(last error) error) error {
+	free, maybe := 0, false
+	for n := 1; err != nil; n++ {
 		if ctx.Err() != nil {
 			return unsure(err, maybe)
 		}
 		if r.free(&free, err) {
 			n--
+			err = try(err)
 			continue
 		}
 		left := time.Duration(-1)
@@ -99,19 +95,22 @@ func (r *retry) do(ctx context.Context, repeatable bool, try func(last error) er
 		case <-ctx.Done(): // the next attempt says so
 			timer.Stop()
 		}
+		err = try(err)
 	}
+	r.Budget.answered()
+	return nil
 }
 
 // CallWith implements arpc.Caller.
 func (r *retry) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
+	err := r.next.CallWith(ctx, method, req, rsp, values...)
+	if err == nil {
+		r.Budget.answered()
+		return nil
+	}
 	attempt := ctx
-	return r.do(ctx, !r.Never && (r.Idempotent[method] || arpc.IsIdempotent(ctx)), func(last error) error {
-		if last == nil {
-			return r.next.CallWith(attempt, method, req, rsp, values...)
-		}
-		if r.Again != nil {
-			attempt = r.Again(attempt, last)
-		}
+	return r.more(ctx, err, !r.Never && (r.Idempotent[method] || arpc.IsIdempotent(ctx)), func(last error) error {
+		attempt = r.again(attempt, last)
 		v, move := Apart(rsp)
 		err := r.next.CallWith(attempt, method, req, v, values...)
 		if err == nil {
@@ -119,6 +118,14 @@ func (r *retry) CallWith(ctx context.Context, method string, req, rsp any, value
 		}
 		return err
 	})
+}
+
+// again returns the context of the attempt after that of ctx, which has ended with last.
+func (r *retry) again(ctx context.Context, last error) context.Context {
+	if r.Again == nil {
+		return ctx
+	}
+	return r.Again(ctx, last)
 }
 
 // unsure returns the error of the last attempt. If an earlier one may have been carried out, it does not say any more that nothing was.
@@ -147,21 +154,19 @@ func (e *unsureError) As(target any) bool {
 // NotifyWith implements arpc.Caller.
 func (r *retry) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
 	attempt := ctx
-	return r.do(ctx, false, func(last error) error {
-		if last != nil && r.Again != nil {
-			attempt = r.Again(attempt, last)
-		}
+	return r.more(ctx, r.next.NotifyWith(ctx, method, data, values...), false, func(last error) error {
+		attempt = r.again(attempt, last)
 		return r.next.NotifyWith(attempt, method, data, values...)
 	})
 }
 
 // OpenStream implements arpc.Caller. Whatever fails here has not been carried out.
 func (r *retry) OpenStream(ctx context.Context, method string) (s *arpc.Stream, err error) {
-	err = r.do(ctx, true, func(last error) error {
-		if last != nil && r.Again != nil {
-			ctx = r.Again(ctx, last)
-		}
-		s, err = r.next.OpenStream(ctx, method)
+	s, err = r.next.OpenStream(ctx, method)
+	attempt := ctx
+	err = r.more(ctx, err, true, func(last error) error {
+		attempt = r.again(attempt, last)
+		s, err = r.next.OpenStream(attempt, method)
 		return err
 	})
 	return s, err
