@@ -100,11 +100,11 @@ func TestLeastLoaded(t *testing.T) {
 	load, calls := make([]float64, n), map[*Peer]int{}
 	for now := range steps {
 		for _, p := range ends[now] {
-			p.inflight.Add(-1)
+			p.ended.Add(1)
 		}
 		delete(ends, now)
 		p := pick(context.Background(), nil)
-		p.inflight.Add(1)
+		p.calls.Add(1)
 		calls[p]++
 		took := 200
 		if p == peers[0] {
@@ -114,7 +114,7 @@ func TestLeastLoaded(t *testing.T) {
 		ends[at] = append(ends[at], p)
 		if now > steps/10 {
 			for i, p := range peers {
-				load[i] += float64(p.inflight.Load())
+				load[i] += float64(p.InFlight())
 			}
 		}
 	}
@@ -134,8 +134,8 @@ func TestLeastLoaded(t *testing.T) {
 
 func TestLeastLoadedWeighs(t *testing.T) {
 	peers := peersOf(2, func(i int) int { return 1 + 2*i })
-	peers[0].inflight.Store(4)
-	peers[1].inflight.Store(10)
+	peers[0].calls.Store(4)
+	peers[1].calls.Store(10)
 	for range 100 {
 		if p := LeastLoaded()(peers)(context.Background(), nil); p != peers[1] { // 11/3 is less than 5
 			t.Fatal("the load of the heavy one is less")

@@ -50,7 +50,7 @@ type Client struct {
 // clientShared is what the Clients of With share.
 type clientShared struct {
 	pool               *pool
-	failover, failfast arpc.Caller
+	failover, failfast *attempts.Retrier
 	failback           *failback
 }
 
@@ -115,7 +115,7 @@ func (c *Client) Close() error {
 	return nil
 }
 
-func (c *Client) caller() arpc.Caller {
+func (c *Client) caller() *attempts.Retrier {
 	if c.strategy == Failfast {
 		return c.failfast
 	}
@@ -134,7 +134,18 @@ func (c *Client) CallWith(ctx context.Context, method string, req, rsp any, valu
 
 // Call is CallWith with a timeout, which must be positive; arpc.TimeForever is none.
 func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values ...map[any]any) error {
-	return c.CallWith(limit(timeout), method, req, rsp, values...)
+	begun, v := since(), c.pool.view.Load()
+	if c.strategy == Broadcast || c.pool.Hedge > 0 || len(v.peers) == 0 {
+		return c.CallWith(limit(begun, timeout), method, req, rsp, values...)
+	}
+	// The first attempt, which most calls have only, needs no context.
+	peer := v.choose(context.Background(), nil)
+	err := peer.callFor(timeout, method, req, rsp, values)
+	if err == nil {
+		c.caller().Budget.Answered()
+		return nil
+	}
+	return plain(c.caller().After(peer.failed(nil, err), limit(begun, timeout), method, req, rsp, values...))
 }
 
 // CallAsync implements arpc.Caller. It waits for a node if none is connected, for Wait at most. An attempt after the first does not know
@@ -161,7 +172,7 @@ func (c *Client) NotifyWith(ctx context.Context, method string, data any, values
 
 // Notify is NotifyWith with a timeout for finding a node and for room in its send queue.
 func (c *Client) Notify(method string, data any, timeout time.Duration, values ...map[any]any) error {
-	return c.NotifyWith(limit(max(timeout, time.Millisecond)), method, data, values...)
+	return c.NotifyWith(limit(since(), max(timeout, time.Millisecond)), method, data, values...)
 }
 
 // OpenStream implements arpc.Caller. Once it is open a stream stays with its node, and fails with it.

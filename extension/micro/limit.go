@@ -6,15 +6,13 @@ import (
 )
 
 // A limited is a context with a deadline and without a timer: calls have one for each connection, and what else waits looks at the deadline.
-// An attempt that it is given to itself is the first; if that has not waited for a node, it has the whole timeout.
 type limited struct {
 	context.Context
 	begun, timeout time.Duration // begun since epoch
-	waited         bool
 }
 
-func limit(timeout time.Duration) *limited {
-	return &limited{Context: context.Background(), begun: since(), timeout: timeout}
+func limit(begun, timeout time.Duration) *limited {
+	return &limited{context.Background(), begun, timeout}
 }
 
 // epoch is when the program began. The time since takes half as long as that of day.

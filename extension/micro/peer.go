@@ -21,11 +21,11 @@ type Peer struct {
 }
 
 // InFlight returns how many calls and streams of this Client the node has.
-func (p *Peer) InFlight() int { return int(p.inflight.Load()) }
+func (p *Peer) InFlight() int { return int(p.inFlight()) }
 
 func (p *Peer) weight() int { return max(p.Weight, 1) }
 
-func (p *Peer) load() float64 { return float64(p.inflight.Load()+1) / float64(p.weight()) }
+func (p *Peer) load() float64 { return float64(p.inFlight()+1) / float64(p.weight()) }
 
 // A state is what a Client has of a node: the connection, what is counted, and a goroutine, which runs until the node has gone:
 //
@@ -33,22 +33,30 @@ func (p *Peer) load() float64 { return float64(p.inflight.Load()+1) / float64(p.
 //	    ▲           │ lost, or GOAWAY         │
 //	    └───────────┴────────────◀────────────┘            any ──gone──▶ draining ──▶ over
 type state struct {
+	// These are what each call needs: they share a line of the processor's cache.
+	client       atomic.Pointer[arpc.Client] // nil before the first connection
+	calls, ended atomic.Int64                // attempts that have begun and ended
+	row          atomic.Int32                // failures in a row
+	out          atomic.Bool
+
 	pool *pool
 	peer *Peer           // the pool's goroutine changes it
 	ctx  context.Context // ends when the node has gone
 	gone context.CancelFunc
 	trip chan struct{} // asks for ejection
 
-	client atomic.Pointer[arpc.Client] // nil before the first connection
-	out    atomic.Bool
-
-	inflight, calls, failures, ejections atomic.Int64
-	busy, timed                          atomic.Int64 // nanoseconds that sampled attempts took, and their number
-	row                                  atomic.Int32 // failures in a row
+	failures, ejections atomic.Int64
+	busy, timed         atomic.Int64 // nanoseconds that sampled attempts took, and their number
 
 	mu                         sync.Mutex
 	since                      time.Time // begin of the window of the circuit breaker
 	callsBefore, failureBefore int64     // before the window
+}
+
+// inFlight returns how many attempts have begun and not ended.
+func (s *state) inFlight() int64 {
+	ended := s.ended.Load() // first, as it follows the other
+	return s.calls.Load() - ended
 }
 
 // connected reports whether calls can be sent.
@@ -222,7 +230,7 @@ func (s *state) drain(c *arpc.Client) {
 	ticker, timer := time.NewTicker(20*time.Millisecond), time.NewTimer(s.pool.Drain)
 	defer ticker.Stop()
 	defer timer.Stop()
-	for of := c.Stats(); s.inflight.Load() > 0 || of.Calls+of.Streams > 0; of = c.Stats() {
+	for of := c.Stats(); s.inFlight() > 0 || of.Calls+of.Streams > 0; of = c.Stats() {
 		select {
 		case <-ticker.C:
 		case <-timer.C:
@@ -238,7 +246,6 @@ const sampled = 8
 
 // begin notes an attempt, end how it has ended.
 func (s *state) begin() (start time.Duration) {
-	s.inflight.Add(1)
 	if s.calls.Add(1)%sampled == 1 {
 		start = since()
 	}
@@ -246,7 +253,7 @@ func (s *state) begin() (start time.Duration) {
 }
 
 func (s *state) end(ctx context.Context, start time.Duration, err error) {
-	s.inflight.Add(-1)
+	s.ended.Add(1)
 	if start > 0 {
 		s.busy.Add(int64(since() - start))
 		s.timed.Add(1)

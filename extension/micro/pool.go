@@ -239,9 +239,6 @@ func (p *pool) await(ctx context.Context) (*view, error) {
 	if len(v.peers) > 0 {
 		return v, nil
 	}
-	if l, ok := ctx.(*limited); ok {
-		l.waited = true
-	}
 	wait := p.Wait
 	if t, ok := ctx.Deadline(); ok && ctx.Done() == nil {
 		wait = min(wait, time.Until(t))
@@ -273,13 +270,19 @@ func (p *pool) pick(ctx context.Context, tried *Tried) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	peer := v.pick(ctx, tried)
-	if peer == nil {
-		i := rand.IntN(len(v.peers))
-		if peer = tried.from(v.peers, i); peer == nil {
-			peer = v.peers[i]
-		}
-	}
+	peer := v.choose(ctx, tried)
 	tried.add(peer)
 	return peer, nil
+}
+
+// choose chooses among the peers of a view that has some.
+func (v *view) choose(ctx context.Context, tried *Tried) *Peer {
+	if peer := v.pick(ctx, tried); peer != nil {
+		return peer
+	}
+	i := rand.IntN(len(v.peers))
+	if peer := tried.from(v.peers, i); peer != nil {
+		return peer
+	}
+	return v.peers[i]
 }

@@ -30,13 +30,15 @@ func (p *Peer) failed(tried *Tried, err error) error {
 
 func (p *Peer) call(ctx context.Context, method string, req, rsp any, values []map[any]any) error {
 	start := p.begin()
-	var err error
-	if l, ok := ctx.(*limited); ok && !l.waited {
-		err = p.client.Load().Call(method, req, rsp, l.timeout, values...)
-	} else {
-		err = p.client.Load().CallWith(ctx, method, req, rsp, values...)
-	}
+	err := p.client.Load().CallWith(ctx, method, req, rsp, values...)
 	p.end(ctx, start, err)
+	return err
+}
+
+func (p *Peer) callFor(timeout time.Duration, method string, req, rsp any, values []map[any]any) error {
+	start := p.begin()
+	err := p.client.Load().Call(method, req, rsp, timeout, values...)
+	p.end(context.Background(), start, err)
 	return err
 }
 

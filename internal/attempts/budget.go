@@ -41,8 +41,8 @@ func (b *Budget) take() bool {
 	}
 }
 
-// answered notes that the peer has answered a call. A full bucket is not written to, so that calls of all cores can share it.
-func (b *Budget) answered() {
+// Answered notes that the peer has answered a call. A full bucket is not written to, so that calls of all cores can share it.
+func (b *Budget) Answered() {
 	for {
 		n := b.left.Load()
 		if n == b.max || b.left.CompareAndSwap(n, min(n+b.refill, b.max)) {

@@ -111,7 +111,7 @@ func (x *hedged) ended(err error, move func()) {
 	x.settled, x.err, x.move = true, err, move
 	var e *arpc.Error
 	if err == nil || errors.As(err, &e) && e.Remote {
-		x.Budget.answered()
+		x.Budget.Answered()
 	}
 	x.cancel(ErrSlower)
 }

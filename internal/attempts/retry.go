@@ -15,12 +15,13 @@ import (
 const maxWait = time.Minute
 
 // Retry returns a Caller that tries again what next fails to do; caller.Retry says how.
-func Retry(next arpc.Caller, c Config) arpc.Caller {
+func Retry(next arpc.Caller, c Config) *Retrier {
 	_, alone := next.(*arpc.Client)
-	return &retry{Config: c, next: next, alone: alone}
+	return &Retrier{Config: c, next: next, alone: alone}
 }
 
-type retry struct {
+// A Retrier tries again what another Caller fails to do.
+type Retrier struct {
 	Config
 	next  arpc.Caller
 	alone bool // next is a client: once that is stopped, it remains so
@@ -28,12 +29,12 @@ type retry struct {
 
 // pause decides whether an attempt, the n-th, is followed by another, and how long after it. left is the time that the call
 // has, negative for any.
-func (r *retry) pause(n int, err error, repeatable bool, left time.Duration) (time.Duration, bool) {
+func (r *Retrier) pause(n int, err error, repeatable bool, left time.Duration) (time.Duration, bool) {
 	var e *arpc.Error
 	remote := errors.As(err, &e) && e.Remote
 	if !r.worth(err) {
 		if remote {
-			r.Budget.answered()
+			r.Budget.Answered()
 		}
 		return 0, false
 	}
@@ -59,7 +60,7 @@ func (r *retry) pause(n int, err error, repeatable bool, left time.Duration) (ti
 }
 
 // free reports whether the next attempt costs nothing; n counts those.
-func (r *retry) free(n *int, err error) bool {
+func (r *Retrier) free(n *int, err error) bool {
 	if r.Free == nil || *n >= maxFree || !arpc.IsRefused(err) || !r.worth(err) || !r.Free(err) {
 		return false
 	}
@@ -69,7 +70,7 @@ func (r *retry) free(n *int, err error) bool {
 
 // more makes attempts after the first one, which has ended with err, until one is the last; last is the error of the one before.
 // repeatable says that there may be another one after an attempt that may have been carried out.
-func (r *retry) more(ctx context.Context, err error, repeatable bool, try func(last error) error) error {
+func (r *Retrier) more(ctx context.Context, err error, repeatable bool, try func(last error) error) error {
 	free, maybe := 0, false
 	for n := 1; err != nil; n++ {
 		if ctx.Err() != nil {
@@ -97,15 +98,19 @@ func (r *retry) more(ctx context.Context, err error, repeatable bool, try func(l
 		}
 		err = try(err)
 	}
-	r.Budget.answered()
+	r.Budget.Answered()
 	return nil
 }
 
 // CallWith implements arpc.Caller.
-func (r *retry) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
-	err := r.next.CallWith(ctx, method, req, rsp, values...)
+func (r *Retrier) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
+	return r.After(r.next.CallWith(ctx, method, req, rsp, values...), ctx, method, req, rsp, values...)
+}
+
+// After is CallWith after a first attempt, which has ended with err.
+func (r *Retrier) After(err error, ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
 	if err == nil {
-		r.Budget.answered()
+		r.Budget.Answered()
 		return nil
 	}
 	attempt := ctx
@@ -121,7 +126,7 @@ func (r *retry) CallWith(ctx context.Context, method string, req, rsp any, value
 }
 
 // again returns the context of the attempt after that of ctx, which has ended with last.
-func (r *retry) again(ctx context.Context, last error) context.Context {
+func (r *Retrier) again(ctx context.Context, last error) context.Context {
 	if r.Again == nil {
 		return ctx
 	}
@@ -152,7 +157,7 @@ func (e *unsureError) As(target any) bool {
 }
 
 // NotifyWith implements arpc.Caller.
-func (r *retry) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
+func (r *Retrier) NotifyWith(ctx context.Context, method string, data any, values ...map[any]any) error {
 	attempt := ctx
 	return r.more(ctx, r.next.NotifyWith(ctx, method, data, values...), false, func(last error) error {
 		attempt = r.again(attempt, last)
@@ -161,7 +166,7 @@ func (r *retry) NotifyWith(ctx context.Context, method string, data any, values 
 }
 
 // OpenStream implements arpc.Caller. Whatever fails here has not been carried out.
-func (r *retry) OpenStream(ctx context.Context, method string) (s *arpc.Stream, err error) {
+func (r *Retrier) OpenStream(ctx context.Context, method string) (s *arpc.Stream, err error) {
 	s, err = r.next.OpenStream(ctx, method)
 	attempt := ctx
 	err = r.more(ctx, err, true, func(last error) error {
@@ -173,7 +178,7 @@ func (r *retry) OpenStream(ctx context.Context, method string) (s *arpc.Stream, 
 }
 
 // CallAsync implements arpc.Caller.
-func (r *retry) CallAsync(method string, req any, callback func(*arpc.Context), timeout time.Duration, values ...map[any]any) error {
+func (r *Retrier) CallAsync(method string, req any, callback func(*arpc.Context), timeout time.Duration, values ...map[any]any) error {
 	if callback == nil || timeout <= 0 {
 		return r.next.CallAsync(method, req, callback, timeout, values...)
 	}
@@ -187,7 +192,7 @@ func (r *retry) CallAsync(method string, req any, callback func(*arpc.Context), 
 
 // An async is a CallAsync with its attempts. One attempt's callback runs before the next attempt begins.
 type async struct {
-	r        *retry
+	r        *Retrier
 	method   string
 	req      any
 	values   []map[any]any
@@ -235,7 +240,7 @@ func (a *async) decide(err error, repeatable bool) {
 func (a *async) end(ctx *arpc.Context) {
 	err := ctx.Err()
 	if err == nil {
-		a.r.Budget.answered()
+		a.r.Budget.Answered()
 		a.callback(ctx)
 		return
 	}
