@@ -83,12 +83,9 @@ func Run(t *testing.T, s Store) {
 		{"Kill", !s.ReadOnly && s.Target != "", testKill},
 		{"Outage", !s.ReadOnly && s.Stop != nil, testOutage},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			if !test.need {
-				t.Skip("not of this registry")
-			}
-			test.run(t, s)
-		})
+		if test.need {
+			t.Run(test.name, func(t *testing.T) { test.run(t, s) })
+		}
 	}
 }
 
