@@ -823,6 +823,8 @@ func TestNotSent(t *testing.T) {
 		check("a call without a connection", CodeUnavailable, w.caller.CallWith(ctx, "/m", nil, nil))
 		check("a notification without a connection", CodeUnavailable, w.caller.NotifyWith(ctx, "/m", nil))
 		check("a message without a connection", CodeUnavailable, w.caller.PushMsg(&Message{Buffer: pingFrame}, TimeZero))
+		check("a call with a callback without a connection", CodeUnavailable, w.caller.CallAsync("/m", nil, func(c *Context) { ended <- c.Err() }, 0))
+		wantUnsent(t, "callback", recv(t, ended, "callback"))
 		_, err := w.caller.OpenStream(ctx, "/m")
 		check("a stream without a connection", CodeUnavailable, err)
 	})
@@ -959,7 +961,28 @@ func TestSentStopped(t *testing.T) {
 		if err := w.caller.Call("/m", nil, nil, patience); !errors.Is(err, ErrClientStopped) || !IsRefused(err) {
 			t.Errorf("it counts as sent (%v)", err)
 		}
+		// Programs for other arpc compare these.
+		if w.caller.CheckState() != ErrClientStopped || w.caller.Call("/m", nil, nil, patience) != ErrClientStopped {
+			t.Errorf("another error: %v", w.caller.CheckState())
+		}
 	})
+}
+
+// A handler whose answer cannot be sent has done its work.
+func TestAnswerTooLongIsNotUnsent(t *testing.T) {
+	s := startServer(t)
+	answered := make(chan error, 1)
+	s.Handler.Handle("/long", func(c *Context) {
+		answered <- c.Write(strings.Repeat("x", 2000))
+		c.Write(nil) //nolint:errcheck // if it may
+	})
+	h := NewHandler()
+	h.SetMaxBodyLen(1000)
+	c := dialClient(t, s.addr, h)
+	c.Call("/long", nil, nil, patience) //nolint:errcheck // what comes is not what this is about
+	if err := recv(t, answered, "answer"); CodeOf(err) != CodeInvalidArgument || IsRefused(err) {
+		t.Errorf("%v, refused: %v", err, IsRefused(err))
+	}
 }
 
 // A call that waits for a connection and does not get one.

@@ -460,7 +460,7 @@ func (c *Client) CheckState() error {
 		l.cn.Lock()
 		defer l.cn.Unlock()
 		if l.gate&gateDown != 0 {
-			return lostError(ErrClientStopped, l.cn.Err())
+			return stoppedError(l.cn.Err())
 		}
 		return nil
 	}
@@ -471,14 +471,20 @@ func (c *Client) CheckState() error {
 
 func (d *dialing) stateLocked() error {
 	switch {
-	case d.stopped && d.reason == ErrClientStopped:
-		return ErrClientStopped
 	case d.stopped:
-		return lostError(ErrClientStopped, d.reason)
+		return stoppedError(d.reason)
 	case d.reason != nil:
 		return lostError(ErrClientReconnecting, d.reason)
 	}
 	return nil
+}
+
+// stoppedError is what a client says that has ended because of reason: ErrClientStopped itself, which programs compare, if it was Stop.
+func stoppedError(reason error) error {
+	if reason == ErrClientStopped {
+		return ErrClientStopped
+	}
+	return lostError(ErrClientStopped, reason)
 }
 
 // lostKind is the error that a lost connection means.
@@ -746,7 +752,7 @@ func (c *Client) CallAsync(method string, req any, callback func(*Context), time
 	}
 	var err error
 	if timeout <= 0 {
-		if err = c.CheckState(); err == nil {
+		if err = notSent(c.CheckState()); err == nil {
 			err = badTimeout(timeout)
 		}
 	} else {

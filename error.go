@@ -156,8 +156,9 @@ var (
 	ErrClientOverstock = &Error{Code: CodeResourceExhausted, Message: "send queue is full", Unsent: true, ours: true}
 	// ErrClientReconnecting fails a call made while there is no connection, or during which the connection was lost; in the
 	// latter case the peer may have done the work.
-	ErrClientReconnecting = &Error{Code: CodeUnavailable, Message: "client reconnecting", Unsent: true, ours: true}
-	// ErrClientStopped fails what is asked of a client that was stopped, or whose connection, being a server's, ended.
+	ErrClientReconnecting = &Error{Code: CodeUnavailable, Message: "client reconnecting", ours: true}
+	// ErrClientStopped fails what is asked of a client that was stopped, or whose connection, being a server's, ended. The variable
+	// itself says that nothing was sent; what was in flight gets an error for which errors.Is holds and which does not say so.
 	ErrClientStopped = &Error{Code: CodeUnavailable, Message: "client stopped", Unsent: true, ours: true}
 	// ErrMethodNotFound is the peer's answer to a call of a method that it does not have.
 	ErrMethodNotFound = &Error{Code: CodeUnimplemented, Message: "method not found"}
@@ -179,7 +180,7 @@ var (
 	errBadMethod  = &Error{Code: CodeInvalidArgument, Message: "malformed request: method length"}
 	errTooNested  = &Error{Code: CodeResourceExhausted, Message: "too many handlers of this connection wait in calls", Unsent: true}
 	errInlineCall = &Error{Code: CodeFailedPrecondition, Message: "an inline handler must not wait in a call", Unsent: true}
-	errTooLarge   = &Error{Code: CodeInvalidArgument, Message: "message is longer than the peer accepts", Unsent: true}
+	errTooLarge   = &Error{Code: CodeInvalidArgument, Message: "message is longer than the peer accepts"}
 	errGoingAway  = &Error{Code: CodeUnavailable, Message: "the peer is going away"}
 	errNoAuth     = &Error{Code: CodeUnauthenticated, Message: "the connection is not authenticated"}
 	errCalls      = &Error{Code: CodeResourceExhausted, Message: "too many calls in flight", Unsent: true}

@@ -21,7 +21,8 @@ func Refused(err error) error {
 }
 
 // IsRefused reports whether err says that nothing was done, and nothing will be: the peer has refused before any work, or has not got it, see
-// Error.Unsent. If it is false, that is not known.
+// Error.Unsent. If it is false, that is not known. Of the Context of a callback that package caller or micro has called it is about the
+// last attempt.
 func IsRefused(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && (e.Remote && e.refused || !e.Remote && e.Unsent)

@@ -427,7 +427,7 @@ func (s *Stream) CloseRecv() error {
 func (s *Stream) CloseRecvContext(context.Context) error { return s.CloseRecv() }
 
 // Reset ends the stream in both directions with an error, which the peer gets, and drops what was not received. A nil err is
-// CodeCanceled.
+// CodeCanceled. What an err of another call says of IsRefused is about that call, not about the stream.
 func (s *Stream) Reset(err error) {
 	if err == nil {
 		err = errStreamOver
@@ -724,7 +724,11 @@ func (s *Stream) send(ctx context.Context, v any, last, none, try bool, values m
 		size = len(raw)
 	} else {
 		l.cn.Lock()
-		size = min(size, int(l.peer.Value().window)/4, int(l.peer.Value().maxBody)-len(s.method)-maxExtension-max(len(s.open), len(s.meta)))
+		md := s.open
+		if !s.local { // otherwise meta is the peer's
+			md = s.meta
+		}
+		size = min(size, int(l.peer.Value().window)/4, int(l.peer.Value().maxBody)-len(s.method)-maxExtension-len(md))
 		l.cn.Unlock()
 		if size <= 0 {
 			return errTooLarge

@@ -930,6 +930,39 @@ func TestStreamMetadata(t *testing.T) {
 	})
 }
 
+// What the peer sends as metadata takes nothing of what this end may send.
+func TestStreamLongMetadataOfThePeer(t *testing.T) {
+	s := startServer(t)
+	s.Handler.SetMaxBodyLen(1000)
+	long, ended := strings.Repeat("v", 2000), make(chan error, 1)
+	s.Handler.HandleStream("/s", func(s *Stream) {
+		must(t, s.SetMetadata("k", long))
+		for {
+			var b []byte
+			err := s.Recv(&b)
+			if err != nil {
+				ended <- err
+				return
+			}
+			must(t, s.Send(b))
+		}
+	})
+	st, err := dialClient(t, s.addr).OpenStream(patient(t), "/s")
+	must(t, err)
+	for _, text := range []string{"1", "2"} {
+		must(t, st.Send(text))
+		var b string
+		must(t, st.Recv(&b))
+		if b != text || st.Metadata()["k"] != long {
+			t.Errorf("%q with %d", b, len(st.Metadata()["k"]))
+		}
+	}
+	must(t, st.CloseSend())
+	if err := recv(t, ended, "end"); err != io.EOF {
+		t.Error(err)
+	}
+}
+
 func TestStreamTooLarge(t *testing.T) {
 	onStreams(t, streamSetup{}, func(t *testing.T, e *streamEnds) {
 		e.far.Handler.SetMaxBodyLen(300 << 10)
