@@ -101,10 +101,7 @@ func (x *hedged) ended(err error, move func()) {
 	}
 	if err != nil && x.worth(err) {
 		if x.err == nil {
-			x.err = err
-		}
-		if move != nil {
-			x.move = move
+			x.err, x.move = err, move
 		}
 		return
 	}

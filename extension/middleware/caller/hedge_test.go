@@ -3,6 +3,7 @@ package caller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -322,6 +323,35 @@ func TestAttemptsTellTheCaller(t *testing.T) {
 	wantUnsure(t, err)
 	if !errors.Is(err, arpc.ErrClientStopped) || n.Load() != 2 {
 		t.Errorf("%d attempts: %v", n.Load(), err)
+	}
+}
+
+// TestHedgeErrorHasItsMetadata: the error is that of the attempt whose metadata there are.
+func TestHedgeErrorHasItsMetadata(t *testing.T) {
+	h := arpc.NewHandler()
+	var n atomic.Int32
+	second := make(chan struct{})
+	h.Handle("/get", func(ctx *arpc.Context) {
+		i := n.Add(1)
+		ctx.SetMetadata("attempt", fmt.Sprint(i)) //nolint:errcheck // it is small
+		if i == 1 {
+			<-second
+		} else {
+			defer close(second)
+		}
+		ctx.Error(&arpc.Error{Code: arpc.CodeUnavailable, Message: fmt.Sprint(i)})
+	}, true)
+	_, dialer := serve(t, h)
+	client := dial(t, dialer)
+	var md arpc.Metadata
+	ctx := arpc.WithResponseMetadata(arpc.WithIdempotent(patient(t)), &md)
+	for range 20 { // which of them is first is not certain
+		n.Store(0)
+		second = make(chan struct{})
+		err := Hedge(client, 1).CallWith(ctx, "/get", nil, nil)
+		if err == nil || md["attempt"] != err.Error() {
+			t.Errorf("the error is that of attempt %v, the metadata %v", err, md)
+		}
 	}
 }
 
