@@ -20,7 +20,7 @@
 // other for each ttl.
 //
 // A Register or Deregister that fails because its context ends, or after Config.Timeout, may have been carried out: it is undone, or done in the
-// end, as soon as etcd can be reached.
+// end, as soon as etcd can be reached. As what was sent may arrive even later, the node is looked at again after Config.Timeout.
 //
 // # Watches
 //

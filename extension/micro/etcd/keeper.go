@@ -58,6 +58,9 @@ func (k *keeper) want(path, value string) *waiter {
 	e := &entry{value: value, waiter: w}
 	if before := k.entries[path]; before != nil {
 		e.former, e.lease = before.former, before.lease
+		if value == "" {
+			e.former = ""
+		}
 		before.finish(errReplaced)
 	}
 	k.set(path, e)
@@ -319,6 +322,9 @@ func (k *keeper) done(path string, e *entry, err error) bool {
 		e.stop()
 		e.stop = nil
 	}
+	if err != nil && failed(err).Code == arpc.CodeUnavailable { // what is refused was not carried out
+		k.recheck(path, e.lease)
+	}
 	if k.entries[path] != e {
 		return true // something else is wanted, and to be looked at
 	}
@@ -327,6 +333,9 @@ func (k *keeper) done(path string, e *entry, err error) bool {
 		e.former = e.value
 		own := r.own[path]
 		if e.value == "" {
+			if own != nil && own != k {
+				own.again(path) // its value may have been replaced, and then deleted
+			}
 			k.forget(path)
 			if own == k {
 				delete(r.own, path)
@@ -363,4 +372,23 @@ func (k *keeper) done(path string, e *entry, err error) bool {
 	}
 	k.giveUp(path, failure)
 	return true
+}
+
+// recheck has a path looked at once more when a request whose outcome is not known should not arrive any more: it may after what was sent next.
+// In an outage there are as many timers as requests have failed within Config.Timeout. A deletion leaves alone what is not under the lease.
+func (k *keeper) recheck(path string, lease clientv3.LeaseID) {
+	r := k.registry
+	time.AfterFunc(r.config.Timeout, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		switch own := r.own[path]; {
+		case r.closed:
+		case k.entries[path] != nil:
+			k.again(path)
+		case own != nil:
+			own.again(path)
+		case r.keepers[k.seconds] == k:
+			k.set(path, &entry{lease: lease})
+		}
+	})
 }
