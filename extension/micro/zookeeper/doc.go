@@ -9,13 +9,15 @@
 // A node is one ephemeral znode, in a directory for its service, version, group and protocol below Config.Root; its value is JSON. Both are those of
 // qsocket (getty), byte by byte, see micro.Node.Path and micro.Node.MarshalValue. Directories are
 // persistent, have no data, and everybody may do everything with them, as with the nodes; they stay when their last node goes. `ls -R /getty` in
-// zkCli.sh shows all of them. What is not a node of a provider, or has no valid value, is as if it were not there.
+// zkCli.sh shows all of them. What is not a node of a provider, has no valid value, or may not be read, is as if it were not there.
 //
 // # Providers
 //
 // The nodes of a Registry belong to one session with ZooKeeper, so all have its ttl: the timeout that the server grants, 4 seconds
-// unless Config or server say otherwise. A server counts in ticks, 2 seconds by default, and so lets a session expire up to one too
-// late. Register refuses a shorter ttl. An update is one write, which is left out when nothing has changed.
+// unless Config or server say otherwise. It counts from the last that the server has heard. A server looks for what has expired once in a tick, which
+// is 2 seconds by default, and so lets a session live up to one longer; in an ensemble the leader does, and hears of the sessions of the others
+// twice in a tick, which may add half a one. So with all defaults the nodes of a process that was killed go within 6 seconds, or 7 in an
+// ensemble. Register refuses a shorter ttl. An update is one write, which is left out when nothing has changed.
 //
 // The session survives the loss of a connection, and that of a server when there are several; the nodes stay as they are. When it has expired, or was
 // without a server for as long as its timeout, there is a new one, and all nodes are published again. A node that belongs to another session, such as

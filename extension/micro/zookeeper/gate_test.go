@@ -8,7 +8,11 @@ import (
 )
 
 // A gate is a network that may swallow everything.
-type gate struct{ shut atomic.Bool }
+type gate struct {
+	shut atomic.Bool
+	// sends is called with each request before it is sent, if it is not nil, and may wait.
+	sends func(request []byte)
+}
 
 func (g *gate) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if g.shut.Load() {
@@ -35,6 +39,9 @@ func (c *gateConn) Read(b []byte) (int, error) {
 func (c *gateConn) Write(b []byte) (int, error) {
 	if c.gate.shut.Load() {
 		return len(b), nil
+	}
+	if c.gate.sends != nil {
+		c.gate.sends(b)
 	}
 	return c.Conn.Write(b)
 }

@@ -2,11 +2,14 @@ package zookeeper
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,6 +149,96 @@ func TestTaken(t *testing.T) {
 	}
 	must(t, second.Deregister(bounded(t), n))
 	watch.Is(t, patience, mark)
+}
+
+// TestCreatedAgain deletes a node before its directory is listed, and creates it again before it is looked at itself.
+func TestCreatedAgain(t *testing.T) {
+	t.Parallel()
+	server := zktest.Start(t)
+	var holds atomic.Bool
+	asked, goOn := make(chan string), make(chan struct{})
+	g := &gate{sends: func(request []byte) {
+		const opcode, getData, path = 8, 4, 16
+		if !holds.Load() || len(request) < path || binary.BigEndian.Uint32(request[opcode:]) != getData {
+			return
+		}
+		select {
+		case asked <- string(request[path : len(request)-1]): // the last byte asks for a watch
+			<-goOn
+		case <-t.Context().Done():
+		}
+	}}
+	next := func(n micro.Node) {
+		t.Helper()
+		select {
+		case path := <-asked:
+			if path != n.Path("/getty") {
+				t.Errorf("%s is looked at", path)
+			}
+		case <-time.After(patience):
+			t.Fatalf("%s is not looked at", n.ID)
+		}
+	}
+	r, other := open(t, Config{Servers: []string{server.Addr}, Dial: g.dial}), open(t, Config{Servers: []string{server.Addr}})
+	mark, n := testNode("mark"), testNode("n")
+	must(t, other.Register(bounded(t), mark, 0))
+	must(t, other.Register(bounded(t), n, 0))
+	watch := registrytest.Follow(t, r, "Svc")
+	watch.Is(t, patience, mark, n)
+
+	resume := sync.OnceFunc(func() {
+		holds.Store(false)
+		close(goOn)
+	})
+	defer resume()
+	holds.Store(true)
+	mark.Weight = 2
+	must(t, other.Register(bounded(t), mark, 0))
+	next(mark)
+	must(t, other.Deregister(bounded(t), n))
+	waitFor(t, "both events have come", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		dirty := r.followers["Svc"].dirty
+		_, dir := dirty[n.Dir("/getty")]
+		_, path := dirty[n.Path("/getty")]
+		return dir && path
+	})
+	goOn <- struct{}{}
+	next(n)
+	n.Weight = 3
+	must(t, other.Register(bounded(t), n, 0))
+	resume()
+	watch.Is(t, patience, mark, n)
+}
+
+// TestUnreadable has a directory that may not be read, which does not matter to the others, and then a root.
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	server := zktest.Start(t)
+	conn := connect(t, server)
+	other := open(t, Config{Servers: []string{server.Addr}})
+	n, hidden, later := testNode("n"), testNode("hidden"), testNode("later")
+	hidden.Version = "v2"
+	must(t, other.Register(bounded(t), n, 0))
+	unreadable := zk.WorldACL(zk.PermAll &^ zk.PermRead)
+	_, err := conn.Create(hidden.Dir("/getty"), nil, 0, unreadable)
+	must(t, err)
+	must(t, other.Register(bounded(t), hidden, 0))
+	watch := registrytest.Follow(t, open(t, Config{Servers: []string{server.Addr}}), "Svc")
+	watch.Is(t, patience, n)
+	must(t, other.Register(bounded(t), later, 0))
+	watch.Is(t, patience, n, later)
+
+	_, err = conn.SetACL("/getty", unreadable, -1)
+	must(t, err)
+	r := open(t, Config{Servers: []string{server.Addr}})
+	if _, err := r.Watch(bounded(t), "Svc"); arpc.CodeOf(err) != arpc.CodePermissionDenied {
+		t.Errorf("Watch: %v", err)
+	}
+	_, err = conn.SetACL("/getty", zk.WorldACL(zk.PermAll), -1)
+	must(t, err)
+	registrytest.Follow(t, r, "Svc").Is(t, patience, n, later)
 }
 
 func TestErrors(t *testing.T) {

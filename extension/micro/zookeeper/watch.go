@@ -35,6 +35,7 @@ type follower struct {
 	dirty  map[string]struct{} // what events have named
 	epoch  int                 // when everything was listed last
 	inStep chan struct{}       // closed while nodes are what the store has
+	refuse error               // why they cannot be had, if ZooKeeper refuses it
 	dirs   map[string]children // of the service
 	nodes  map[string]micro.Node
 }
@@ -54,6 +55,10 @@ func (r *Registry) Watch(ctx context.Context, service string) (<-chan micro.Even
 	}
 	f := r.followLocked(service)
 	for !f.isInStepLocked() {
+		if err := f.refuse; err != nil {
+			f.releaseLocked()
+			return nil, err
+		}
 		inStep := f.inStep
 		r.mu.Unlock()
 		select {
@@ -132,8 +137,17 @@ func (f *follower) lostLocked() {
 	if f.isInStepLocked() {
 		f.inStep = make(chan struct{})
 	}
+	f.refuse = nil
 	for feed := range f.feeds {
 		feed.Lost()
+	}
+}
+
+// failedLocked tells those who wait if it is of no use.
+func (f *follower) failedLocked(err error) {
+	if f.refuse = refused(err); f.refuse != nil && !f.isInStepLocked() {
+		close(f.inStep)
+		f.inStep = make(chan struct{})
 	}
 }
 
@@ -194,6 +208,7 @@ func (f *follower) run() {
 		switch {
 		case !r.watches.isLive(s, epoch): // everything is listed when it is again
 		case c.err != nil:
+			f.failedLocked(c.err)
 			for path := range dirty {
 				f.changedLocked(path)
 			}
@@ -286,7 +301,9 @@ func (f *follower) list(s *session, epoch int, all bool, dirty map[string]struct
 	var mu sync.Mutex
 	c.err = each(slices.Collect(maps.Keys(list)), func(_ int, dir string) error {
 		names, err := s.children(dir, false)
-		if err != nil && err != zk.ErrNoNode {
+		if refused(err) != nil {
+			log.Debug("micro/zookeeper: %s: %v", dir, err) // the others can be had
+		} else if err != nil && err != zk.ErrNoNode {
 			return err
 		}
 		mu.Lock()
@@ -385,16 +402,16 @@ func (f *follower) applyLocked(epoch int, c change) {
 		}
 	}
 	if !c.all {
-		for feed := range f.feeds {
-			feed.Put(put...)
+		for feed := range f.feeds { // what was deleted and created while it was listed is in both
 			feed.Delete(gone...)
+			feed.Put(put...)
 		}
 		return
 	}
 	for feed := range f.feeds {
 		feed.Set(put)
 	}
-	f.epoch = epoch
+	f.epoch, f.refuse = epoch, nil
 	if !f.isInStepLocked() {
 		close(f.inStep)
 	}
