@@ -112,7 +112,7 @@ func play(ctx context.Context, out io.Writer, calls *calls, length time.Duration
 	begin := time.Now()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
-	step := time.NewTicker(length / time.Duration(len(steps)+1))
+	step := time.NewTicker(max(length/time.Duration(len(steps)+1), 1))
 	defer step.Stop()
 	for {
 		select {
