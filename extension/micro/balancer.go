@@ -68,7 +68,7 @@ func LeastLoaded() Balancer {
 				return nil
 			}
 			b := tried.from(peers, (i+1+rand.IntN(len(peers)-1))%len(peers))
-			if b.load() < a.load() {
+			if b != nil && b.load() < a.load() { // a hedged call may have tried the last one meanwhile
 				return b
 			}
 			return a

@@ -86,6 +86,8 @@ func TestRandom(t *testing.T) {
 }
 
 func TestWeighted(t *testing.T) {
+	far := peersOf(3, func(int) int { return math.MaxInt }) // of a Registry that does not check
+	chiSquare(t, far, counts(Weighted(), far, 1000))
 	peers := peersOf(10, func(i int) int { return i * i }) // 0 counts as 1
 	chiSquare(t, peers, counts(Weighted(), peers, 100_000))
 }
@@ -236,6 +238,26 @@ func TestTried(t *testing.T) {
 	none.add(nil)
 	if none.Has(&Peer{}) {
 		t.Error("nothing was tried")
+	}
+}
+
+// TestTriedMeanwhile has attempts of one hedged call choose at the same time.
+func TestTriedMeanwhile(t *testing.T) {
+	peers := peersOf(2, even)
+	for name, b := range map[string]Balancer{
+		"RoundRobin": RoundRobin(), "Random": Random(), "Weighted": Weighted(), "LeastLoaded": LeastLoaded(), "ConsistentHash": ConsistentHash(byKey),
+		"Locality": Locality("0", LeastLoaded()),
+	} {
+		v := &view{peers: peers, pick: b(peers)}
+		for range 20_000 {
+			tried := &Tried{}
+			var group sync.WaitGroup
+			group.Go(func() { tried.add(peers[0]); tried.add(peers[1]) })
+			if v.choose(context.Background(), tried) == nil {
+				t.Fatal(name, "chooses none")
+			}
+			group.Wait()
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // A Strategy says what happens when an attempt fails.
 type Strategy uint8
 
-// The strategies. With all of them, what certainly was not carried out because a node is going away, or its connection was lost before,
+// The strategies. With all but Broadcast, what certainly was not carried out because a node is going away, or its connection was lost before,
 // goes to another node at once and does not count: a drained server is not an error.
 const (
 	// Failover makes further attempts at other nodes, within Attempts, the budget and the deadline: of what certainly was not carried out, and
@@ -26,7 +26,7 @@ const (
 	// Failback is Failover, and keeps notifications that could not be sent: NotifyWith returns nil, and they are sent later, in order,
 	// when that is possible within FailbackAge. Their values must not be changed any more. FailbackQueue full is CodeResourceExhausted.
 	Failback
-	// Broadcast calls or notifies all connected nodes, 64 at a time, once each. It fails if one has failed, and says how many have; the
+	// Broadcast calls or notifies all connected nodes, also those that are out, 64 at a time, once each. It fails if one has failed, and says how many have; the
 	// answer is that of the first node that has given one. A node that joins meanwhile is left out. Calls with callbacks and streams are
 	// CodeUnimplemented.
 	Broadcast
@@ -135,7 +135,12 @@ func (c *Client) CallWith(ctx context.Context, method string, req, rsp any, valu
 // Call is CallWith with a timeout, which must be positive; arpc.TimeForever is none.
 func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values ...map[any]any) error {
 	begun, v := since(), c.pool.view.Load()
-	if c.strategy == Broadcast || c.pool.Hedge > 0 || len(v.peers) == 0 {
+	switch {
+	case c.pool.Hedge > 0 && timeout < arpc.TimeForever: // contexts are derived from it, which only a timer ends
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+		return c.CallWith(ctx, method, req, rsp, values...)
+	case c.strategy == Broadcast || c.pool.Hedge > 0 || len(v.peers) == 0:
 		return c.CallWith(limit(begun, timeout), method, req, rsp, values...)
 	}
 	// The first attempt, which most calls have only, needs no context.
@@ -152,7 +157,7 @@ func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values
 // which node had that, but leaves it to the Balancer.
 func (c *Client) CallAsync(method string, req any, callback func(*arpc.Context), timeout time.Duration, values ...map[any]any) error {
 	if c.strategy == Broadcast {
-		return failing().CallAsync(method, failure{errBroadcast}, callback, timeout)
+		return fail(errBroadcast, callback)
 	}
 	return c.caller().CallAsync(method, req, callback, timeout, values...)
 }
@@ -213,12 +218,18 @@ func (c *Client) all(ctx context.Context, rsp any, f func(ctx context.Context, p
 			commit()
 		}
 	}
+	var peers []*Peer // those that are out too: no other node can stand for them
+	for _, m := range v.all {
+		if m.connected {
+			peers = append(peers, m.Peer)
+		}
+	}
 	var group sync.WaitGroup
 	var next atomic.Int64
-	for range min(maxParallel, len(v.peers)) {
+	for range min(maxParallel, len(peers)) {
 		group.Go(func() {
-			for i := next.Add(1) - 1; i < int64(len(v.peers)); i = next.Add(1) - 1 {
-				one(v.peers[i])
+			for i := next.Add(1) - 1; i < int64(len(peers)); i = next.Add(1) - 1 {
+				one(peers[i])
 			}
 		})
 	}
@@ -226,7 +237,7 @@ func (c *Client) all(ctx context.Context, rsp any, f func(ctx context.Context, p
 	if failed == 0 {
 		return nil
 	}
-	return &arpc.Error{Code: arpc.CodeOf(first), Message: fmt.Sprintf("micro: %d of %d nodes have failed, %v", failed, len(v.peers), first)}
+	return &arpc.Error{Code: arpc.CodeOf(first), Message: fmt.Sprintf("micro: %d of %d nodes have failed, %v", failed, len(peers), first)}
 }
 
 // Stats is what a Client has.

@@ -233,11 +233,18 @@ func TestCallers(t *testing.T) {
 func TestCallTimeout(t *testing.T) {
 	r, p := cluster(t, 0)
 	c := connect(t, r, micro.Config{Wait: patience})
+	hedged := connect(t, r, micro.Config{Wait: patience, Hedge: time.Millisecond, Idempotent: []string{"/who"}})
 	for _, f := range []func() error{
 		func() error { return c.Call("/who", nil, nil, 20*time.Millisecond) },
 		func() error { return c.Notify("/note", "x", 20*time.Millisecond) },
 		func() error { return c.With(micro.Broadcast).Call("/who", nil, nil, 20*time.Millisecond) },
 		func() error { return c.Call("/who", nil, nil, -1) },
+		func() error { return hedged.Call("/who", nil, nil, 20*time.Millisecond) },
+		func() error {
+			result := make(chan error, 1)
+			c.CallAsync("/who", nil, func(ctx *arpc.Context) { result <- ctx.Err() }, 20*time.Millisecond) //nolint:errcheck // the callback has it
+			return recv(t, result, "callback")
+		},
 	} {
 		if err := f(); arpc.CodeOf(err) != arpc.CodeDeadlineExceeded || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v", err)
@@ -359,6 +366,32 @@ func TestFailback(t *testing.T) {
 	if s := ended.Stats(); s.Dropped != 1 || s.Waiting != 0 {
 		t.Errorf("%+v", s)
 	}
+	if err := ended.NotifyWith(within(t), "/note", "late"); !errors.Is(err, micro.ErrClosed) {
+		t.Error(err)
+	}
+	// Whatever comes while it is closed is kept and dropped, or refused.
+	for range 20 {
+		closing := connect(t, micro.NewMemory(), micro.Config{Strategy: micro.Failback, Wait: -1, Attempts: 1})
+		var group sync.WaitGroup
+		var kept atomic.Int64
+		for range 4 {
+			group.Go(func() {
+				for {
+					if err := closing.NotifyWith(within(t), "/note", "?"); errors.Is(err, micro.ErrClosed) {
+						return
+					} else if err == nil {
+						kept.Add(1)
+					}
+				}
+			})
+		}
+		until(t, "a notification", func() bool { return kept.Load() > 0 })
+		must(t, closing.Close())
+		group.Wait()
+		if s := closing.Stats(); s.Dropped+int64(s.Waiting) != kept.Load() {
+			t.Errorf("%d were kept: %+v", kept.Load(), s)
+		}
+	}
 }
 
 func TestBroadcast(t *testing.T) {
@@ -382,10 +415,111 @@ func TestBroadcast(t *testing.T) {
 		t.Error(err)
 	}
 	result := make(chan error, 2)
-	c.CallAsync("/who", nil, func(ctx *arpc.Context) { result <- ctx.Err() }, patience) //nolint:errcheck // the callback has it
+	c.CallAsync("", nil, func(ctx *arpc.Context) { result <- ctx.Err() }, patience) //nolint:errcheck // the callback has it
 	if err := recv(t, result, "callback"); !errors.Is(err, arpc.CodeUnimplemented) {
 		t.Error(err)
 	}
+}
+
+// TestBroadcastReachesThoseThatAreOut: no other node stands for them.
+func TestBroadcastReachesThoseThatAreOut(t *testing.T) {
+	r, p := cluster(t, 2)
+	micro.HandleHealth(p[0].Handler, "/health", func(context.Context) error { return arpc.CodeFailedPrecondition })
+	c := connect(t, r, micro.Config{HealthRoute: "/health"})
+	ready(t, c, 1)
+	until(t, "one of two nodes is out", func() bool { return c.Stats().Nodes[0].Out && c.Stats().Nodes[1].Connected })
+	must(t, c.With(micro.Broadcast).NotifyWith(within(t), "/note", "all"))
+	for _, p := range p {
+		recv(t, p.notes, "notification")
+	}
+}
+
+// TestLostConnection does not hold what was in flight against a node that is back.
+func TestLostConnection(t *testing.T) {
+	r, p := cluster(t, 1)
+	conns := make(chan net.Conn, 10)
+	var dialed atomic.Pointer[micro.Node]
+	c := connect(t, r, micro.Config{EjectTime: time.Hour, EjectShare: 1, Dial: func(ctx context.Context, n micro.Node) (net.Conn, error) {
+		nc, err := new(net.Dialer).DialContext(ctx, "tcp", n.Addr)
+		if err == nil {
+			dialed.Store(&n)
+			conns <- nc
+		}
+		return nc, err
+	}})
+	ready(t, c, 1)
+	hold := make(chan struct{})
+	defer close(hold)
+	p[0].hold.Store(&hold)
+	var group sync.WaitGroup
+	for range 15 { // less than the circuit breaker takes
+		group.Go(func() {
+			if err := c.CallWith(within(t), "/once", "", nil); !errors.Is(err, arpc.CodeUnavailable) {
+				t.Error(err)
+			}
+		})
+	}
+	until(t, "calls in flight", func() bool { return p[0].calls.Load() == 15 })
+	changed := p[0].node
+	changed.Meta = map[string]string{"k": "2"}
+	must(t, r.Register(context.Background(), changed, 0))
+	until(t, "the change", func() bool { return c.Stats().Nodes[0].Node.Meta["k"] == "2" })
+	must(t, recv(t, conns, "connection").Close())
+	group.Wait()
+	p[0].hold.Store(nil)
+	recv(t, conns, "second connection")
+	ready(t, c, 1)
+	ask(t, c, once)
+	if n := c.Stats().Nodes[0]; n.Out || n.Ejections != 0 || n.Failures != 15 {
+		t.Errorf("%+v", n)
+	}
+	if dialed.Load().Meta["k"] != "2" {
+		t.Errorf("dialed %+v", dialed.Load())
+	}
+}
+
+// TestMoved has a server drain while the node's address leads to another one already.
+func TestMoved(t *testing.T) {
+	r, p := cluster(t, 1)
+	next := provide(t, "svc", "next")
+	var to atomic.Pointer[string]
+	to.Store(&p[0].node.Addr)
+	gap := make(chan struct{})
+	c := connect(t, r, micro.Config{Wait: -1, Attempts: 1, Dial: func(ctx context.Context, _ micro.Node) (net.Conn, error) {
+		addr := *to.Load()
+		if addr != p[0].node.Addr {
+			select { // calls fail meanwhile
+			case <-gap:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	}})
+	ready(t, c, 1)
+	hold := make(chan struct{})
+	p[0].hold.Store(&hold)
+	held := make(chan error, 1)
+	go func() {
+		_, err := once.Call(within(t), c, new(string))
+		held <- err
+	}()
+	until(t, "a call in flight", func() bool { return p[0].calls.Load() == 1 })
+	to.Store(&next.node.Addr)
+	drained := make(chan error, 1)
+	go func() { drained <- p[0].Shutdown(within(t)) }()
+	until(t, "the node is not connected", func() bool {
+		err := c.CallWith(within(t), "/nothing", nil, nil)
+		return errors.Is(err, arpc.CodeUnavailable) && !c.Stats().Nodes[0].Connected
+	})
+	close(gap)
+	until(t, "an answer of the other server", func() bool {
+		got, err := who.Call(within(t), c, new(string))
+		return err == nil && *got == "next"
+	})
+	close(hold) // only now
+	must(t, recv(t, held, "answer"))
+	must(t, recv(t, drained, "end of the drain"))
 }
 
 // TestEjection takes a node out that fails, and in again when it is well.
@@ -455,7 +589,9 @@ func TestCircuitBreaker(t *testing.T) {
 func TestHealthRoute(t *testing.T) {
 	r, p := cluster(t, 2)
 	var ill atomic.Bool
+	var checks atomic.Int64
 	micro.HandleHealth(p[0].Handler, "/health", func(context.Context) error {
+		checks.Add(1)
 		if ill.Load() {
 			return arpc.CodeFailedPrecondition
 		}
@@ -475,6 +611,23 @@ func TestHealthRoute(t *testing.T) {
 	}
 	ill.Store(false)
 	ready(t, c, 2)
+	// That a node is ill does not end what it does.
+	hold, was := make(chan struct{}), p[0].calls.Load()
+	p[0].hold.Store(&hold)
+	held, calls := make(chan error, 1000), 0
+	until(t, "a call in flight", func() bool {
+		calls++
+		go func() { held <- c.CallWith(within(t), "/once", "", nil) }()
+		return p[0].calls.Load() > was
+	})
+	ill.Store(true)
+	ready(t, c, 1)
+	before := checks.Load()
+	until(t, "further checks", func() bool { return checks.Load() > before+5 })
+	close(hold)
+	for range calls {
+		must(t, recv(t, held, "answer"))
+	}
 }
 
 // TestHedge gets an answer though a node does not give one, and ejects it.
@@ -592,6 +745,36 @@ func TestPublish(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := micro.Publish(within(t), r, micro.Node{}, 0); !errors.Is(err, arpc.CodeInvalidArgument) {
+		t.Error(err)
+	}
+}
+
+// A hung registry takes as long as the context.
+type hung struct{ micro.Registry }
+
+func (hung) Register(ctx context.Context, _ micro.Node, _ time.Duration) error {
+	if _, limited := ctx.Deadline(); !limited {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestWithdrawDoesNotWait for an Update longer than its context says.
+func TestWithdrawDoesNotWait(t *testing.T) {
+	pub, err := micro.Publish(context.Background(), hung{}, micro.Node{}, 0)
+	must(t, err)
+	ctx, end := context.WithTimeout(context.Background(), patience)
+	begun, updated := make(chan struct{}), make(chan error, 1)
+	go func() { updated <- pub.Update(ctx, func(*micro.Node) { close(begun) }) }()
+	recv(t, begun, "update")
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := pub.Withdraw(ended); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	end()
+	if err := recv(t, updated, "end of the update"); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

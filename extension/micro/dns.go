@@ -43,10 +43,10 @@ func NewDNS(config DNSConfig) *DNS {
 	if config.Name == nil {
 		config.Name = func(service string) string { return service }
 	}
-	config.Interval = orDefault(config.Interval, 30*time.Second)
-	config.Timeout = orDefault(config.Timeout, 5*time.Second)
+	config.Interval = orDefault(max(config.Interval, 0), 30*time.Second)
+	config.Timeout = orDefault(max(config.Timeout, 0), 5*time.Second)
 	if config.Resolver == nil {
-		config.Resolver = net.DefaultResolver
+		config.Resolver = &net.Resolver{StrictErrors: true} // else the search list hides a failure behind "no such host"
 	}
 	d := &DNS{config: config}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
@@ -129,23 +129,36 @@ func (d *DNS) lookup(ctx context.Context, service string) (nodes []Node, err err
 	if d.config.Port == 0 {
 		var records []*net.SRV
 		_, records, err = r.LookupSRV(ctx, "", "", name)
+		if len(records) > 0 {
+			err = nil // of records that cannot be read beside them
+		}
 		for _, s := range records { // sorted by priority
-			if s.Priority == records[0].Priority {
+			if s.Priority == records[0].Priority && s.Target != "." { // which says that there is none (RFC 2782)
 				add(strings.TrimSuffix(s.Target, "."), int(s.Port), int(s.Weight))
 			}
 		}
 	} else {
-		var hosts []string
-		hosts, err = r.LookupHost(ctx, name)
-		for _, h := range hosts {
-			add(h, d.config.Port, 0)
+		// One after the other: asked for both, net reports one of two errors only, and "no such host" of one hides the failure of the other.
+		for _, network := range []string{"ip4", "ip6"} {
+			ips, failed := r.LookupNetIP(ctx, network, name)
+			for _, ip := range ips {
+				add(ip.Unmap().String(), d.config.Port, 0)
+			}
+			var other *net.AddrError // the name is an address of the other kind
+			if failed != nil && !notFound(failed) && !errors.As(failed, &other) {
+				return nil, failed
+			}
 		}
 	}
-	var e *net.DNSError
-	if len(nodes) == 0 && errors.As(err, &e) && e.IsNotFound {
+	if len(nodes) == 0 && notFound(err) {
 		return nil, nil
 	}
 	return nodes, err
+}
+
+func notFound(err error) bool {
+	var e *net.DNSError
+	return errors.As(err, &e) && e.IsNotFound
 }
 
 // Close implements Registry.

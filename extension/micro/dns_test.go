@@ -23,6 +23,7 @@ type zone struct {
 	srv  map[string][]net.SRV
 	a    map[string][]net.IP
 	down bool // answers with SERVFAIL
+	noA  bool // answers with SERVFAIL to what asks for addresses of IPv4
 	ask  map[string]int
 }
 
@@ -70,6 +71,9 @@ func (z *zone) serve() {
 }
 
 func dnsName(name string) (b []byte) {
+	if name == "." {
+		return []byte{0}
+	}
 	for label := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
 		b = append(append(b, byte(len(label))), label...)
 	}
@@ -112,7 +116,7 @@ func (z *zone) answer(query []byte) []byte {
 	_, hasA := z.a[name]
 	code := byte(0)
 	switch {
-	case z.down:
+	case z.down || z.noA && kind == typeA:
 		code, records = servFail, nil
 	case !hasSRV && !hasA:
 		code = nxDomain
@@ -160,6 +164,12 @@ func TestDNSRecordsOfServices(t *testing.T) {
 	view.Is(t, patience, spare) // an outage deletes nothing
 	z.set(func() { z.down = false; z.srv["_svc._tcp.test"] = []net.SRV{{Target: "b.test.", Port: 2}} })
 	view.Is(t, patience, b)
+	z.set(func() { z.srv["_svc._tcp.test"] = []net.SRV{{Target: ".", Port: 1}} }) // RFC 2782: the service is not available
+	view.Is(t, patience)
+	z.set(func() {
+		z.srv["_svc._tcp.test"] = []net.SRV{{Target: "b.test.", Port: 2}, {Target: "b b.test.", Port: 3}}
+	})
+	view.Is(t, patience, b)                           // the name that is none is left out
 	z.set(func() { delete(z.srv, "_svc._tcp.test") }) // that there is none is an answer
 	view.Is(t, patience)
 	if err := d.Register(within(t), b, 0); !errors.Is(err, arpc.CodeUnimplemented) {
@@ -176,6 +186,11 @@ func TestDNSAddresses(t *testing.T) {
 	view.Is(t, patience, dnsNode("svc", "10.0.0.1:80", 0), dnsNode("svc", "10.0.0.2:80", 0))
 	z.set(func() { z.a["svc.test"] = z.a["svc.test"][1:] })
 	view.Is(t, patience, dnsNode("svc", "10.0.0.2:80", 0))
+	z.set(func() { z.noA = true }) // and that there are none of IPv6 is no answer to it
+	view.Last(t, patience, micro.Lost)
+	view.Is(t, patience, dnsNode("svc", "10.0.0.2:80", 0))
+	z.set(func() { z.noA = false })
+	view.Last(t, patience, micro.Set)
 	z.set(func() { z.down = true })
 	view.Last(t, patience, micro.Lost)
 	if _, err := d.Watch(within(t), "other"); !errors.Is(err, arpc.CodeUnavailable) {

@@ -37,6 +37,9 @@ func (f *failback) notify(ctx context.Context, method string, data any, values [
 			return plain(err)
 		}
 	}
+	if f.pool.ctx.Err() != nil {
+		return ErrClosed
+	}
 	f.begin.Do(func() { f.worker.Go(f.work) })
 	f.kept.Add(1)
 	select {
@@ -64,7 +67,20 @@ func (f *failback) work() {
 			}
 			f.kept.Add(-1)
 		case <-f.pool.ctx.Done():
-			f.dropped.Add(f.kept.Swap(0))
+			f.drop()
+			return
+		}
+	}
+}
+
+// drop gives up what is in line when the Client is closed.
+func (f *failback) drop() {
+	for {
+		select {
+		case <-f.queue:
+			f.dropped.Add(1)
+			f.kept.Add(-1)
+		default:
 			return
 		}
 	}

@@ -6,17 +6,21 @@ import (
 )
 
 // A Feed is the sending side of a Registry's watch. Its methods never wait for the receiver: what that has not taken is joined
-// with what comes, so a Feed holds each node once at most. They may be called from any goroutine.
+// with what comes, so a Feed holds each node twice at most: in what it is handing over, and in what comes after. They may be called from any goroutine.
 type Feed struct {
 	events chan Event
 	wake   chan struct{}
 
-	mu   sync.Mutex
-	set  bool // pending is the whole set, and nothing was taken since
-	lost bool // the last that was said
-	told bool // lost was taken
+	mu    sync.Mutex
+	set   bool // pending is the whole set, and nothing was taken since
+	lost  bool // the last that was said
+	told  bool // lost was taken
+	begun bool // something was taken
+	gap   bool // there was a Lost before Set, which was not taken
 	// pending is what the receiver has yet to get, by key.
 	pending map[string]pendingNode
+	// taken are the keys of the nodes that the receiver was told of: of others it need not hear that they are gone.
+	taken map[string]struct{}
 }
 
 type pendingNode struct {
@@ -26,7 +30,7 @@ type pendingNode struct {
 
 // NewFeed returns a Feed whose channel is closed when ctx ends. It begins with Set.
 func NewFeed(ctx context.Context) *Feed {
-	f := &Feed{events: make(chan Event), wake: make(chan struct{}, 1), pending: map[string]pendingNode{}}
+	f := &Feed{events: make(chan Event), wake: make(chan struct{}, 1), pending: map[string]pendingNode{}, taken: map[string]struct{}{}}
 	go f.run(ctx)
 	return f
 }
@@ -37,6 +41,7 @@ func (f *Feed) Events() <-chan Event { return f.events }
 // Set says that nodes are all there are, and ends Lost.
 func (f *Feed) Set(nodes []Node) {
 	f.change(func() {
+		f.gap = f.gap || f.begun && f.lost && !f.told // what was known before is to stay for a while nonetheless
 		f.set, f.lost, f.told = true, false, false
 		clear(f.pending)
 		f.putLocked(nodes)
@@ -50,11 +55,12 @@ func (f *Feed) Put(nodes ...Node) { f.change(func() { f.putLocked(nodes) }) }
 func (f *Feed) Delete(nodes ...Node) {
 	f.change(func() {
 		for _, n := range nodes {
-			switch key := n.Key(); {
-			case f.lost:
-			case f.set:
-				delete(f.pending, key)
-			default:
+			if f.lost {
+				continue
+			}
+			key := n.Key()
+			delete(f.pending, key)
+			if _, taken := f.taken[key]; taken && !f.set {
 				f.pending[key] = pendingNode{n, true}
 			}
 		}
@@ -104,14 +110,24 @@ func (f *Feed) take() (events []Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var put, gone []Node
-	for _, n := range f.pending {
+	if f.set {
+		clear(f.taken)
+	}
+	for key, n := range f.pending {
 		if n.gone {
 			gone = append(gone, n.Node)
+			delete(f.taken, key)
 		} else {
 			put = append(put, n.Node)
+			f.taken[key] = struct{}{}
 		}
 	}
 	clear(f.pending)
+	f.begun = true
+	if f.gap {
+		f.gap = false
+		events = append(events, Event{Kind: Lost})
+	}
 	if f.set {
 		events = append(events, Event{Set, put})
 	} else {

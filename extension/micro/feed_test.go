@@ -2,6 +2,7 @@ package micro
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"testing"
@@ -34,7 +35,7 @@ func TestFeed(t *testing.T) {
 		}
 		expect(Set, "a", "b")
 		expect(Put, "c")
-		expect(Delete, "a", "d")
+		expect(Delete, "a")
 		f.Lost()
 		f.Lost()
 		expect(Lost)
@@ -49,11 +50,37 @@ func TestFeed(t *testing.T) {
 		f.Lost()
 		expect(Set)
 		expect(Lost)
+		f.Set(nil)
+		synctest.Wait() // the Set is on its way
+		f.Lost()        // and over before anybody hears of it
+		f.Set([]Node{node("a")})
+		expect(Set)
+		expect(Lost)
+		expect(Set, "a")
+		// What comes and goes while nobody receives is not kept.
+		f.Put(node("b"))
+		synctest.Wait()
+		for i := range 1000 {
+			f.Put(node(fmt.Sprint(i)))
+			f.Delete(node(fmt.Sprint(i)))
+		}
+		if len(f.pending) != 0 {
+			t.Errorf("%d nodes pending", len(f.pending))
+		}
+		expect(Put, "b")
 		cancel()
 		if _, ok := <-f.Events(); ok {
 			t.Error("an event after the end")
 		}
 	})
+	// Set is the first, whatever was said before anybody took it.
+	f := &Feed{pending: map[string]pendingNode{}, taken: map[string]struct{}{}, wake: make(chan struct{}, 1)}
+	f.Set(nil)
+	f.Lost()
+	f.Set(nil)
+	if events := f.take(); len(events) != 1 || events[0].Kind != Set {
+		t.Errorf("%v", events)
+	}
 	if Lost.String() != "lost" || Set.String() != "set" {
 		t.Error("names")
 	}

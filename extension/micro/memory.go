@@ -2,8 +2,6 @@ package micro
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,13 +21,27 @@ type Memory struct {
 // memoryStore is what Memories share.
 type memoryStore struct {
 	mu    sync.Mutex
-	nodes map[string]map[string]Node // by service and key
+	nodes map[string]map[string]owned // by service and key
 	feeds map[string]map[*Feed]struct{}
+}
+
+// owned is a node of the Memory that has registered it last.
+type owned struct {
+	Node
+	by *Memory
+}
+
+// of returns the nodes of a service.
+func (s *memoryStore) of(service string) (nodes []Node) {
+	for _, o := range s.nodes[service] {
+		nodes = append(nodes, o.Node)
+	}
+	return nodes
 }
 
 // NewMemory returns an empty one.
 func NewMemory() *Memory {
-	return newMemory(&memoryStore{nodes: map[string]map[string]Node{}, feeds: map[string]map[*Feed]struct{}{}})
+	return newMemory(&memoryStore{nodes: map[string]map[string]owned{}, feeds: map[string]map[*Feed]struct{}{}})
 }
 
 // NewStatic returns a Memory with nodes that the program knows, from its configuration. Its error is that of Node.Check.
@@ -91,29 +103,38 @@ func (m *Memory) Register(ctx context.Context, n Node, _ time.Duration) error {
 
 func (m *Memory) put(n Node) {
 	if m.store.nodes[n.Service] == nil {
-		m.store.nodes[n.Service] = map[string]Node{}
+		m.store.nodes[n.Service] = map[string]owned{}
 	}
-	m.own[n.Key()], m.store.nodes[n.Service][n.Key()] = n, n
+	m.own[n.Key()], m.store.nodes[n.Service][n.Key()] = n, owned{n, m}
 }
 
 // Deregister implements Registry.
 func (m *Memory) Deregister(_ context.Context, n Node) error {
 	m.store.mu.Lock()
 	defer m.store.mu.Unlock()
-	if _, ok := m.own[n.Key()]; ok {
-		m.remove(n)
-	}
+	m.withdraw(n)
 	return nil
 }
 
-func (m *Memory) remove(n Node) {
+// withdraw removes a node of this Memory and says so.
+func (m *Memory) withdraw(n Node) {
+	if m.remove(n) {
+		for f := range m.store.feeds[n.Service] {
+			f.Delete(n)
+		}
+	}
+}
+
+// remove removes a node, unless another Memory has registered it since, or nobody has.
+func (m *Memory) remove(n Node) bool {
 	delete(m.own, n.Key())
-	if delete(m.store.nodes[n.Service], n.Key()); len(m.store.nodes[n.Service]) == 0 {
-		delete(m.store.nodes, n.Service)
+	if of := m.store.nodes[n.Service]; of[n.Key()].by == m {
+		if delete(of, n.Key()); len(of) == 0 {
+			delete(m.store.nodes, n.Service)
+		}
+		return true
 	}
-	for f := range m.store.feeds[n.Service] {
-		f.Delete(n)
-	}
+	return false
 }
 
 // Replace makes nodes all that this Memory has of a service. Its errors are those of Register; nothing has changed then.
@@ -139,7 +160,7 @@ func (m *Memory) Replace(service string, nodes ...Node) error {
 		m.put(n)
 	}
 	for f := range m.store.feeds[service] {
-		f.Set(slices.Collect(maps.Values(m.store.nodes[service]))) // instead of the above
+		f.Set(m.store.of(service))
 	}
 	return nil
 }
@@ -158,7 +179,7 @@ func (m *Memory) Watch(ctx context.Context, service string) (<-chan Event, error
 		s.feeds[service] = map[*Feed]struct{}{}
 	}
 	s.feeds[service][f] = struct{}{}
-	f.Set(slices.Collect(maps.Values(s.nodes[service])))
+	f.Set(s.of(service))
 	m.feeds.Add(1)
 	context.AfterFunc(ctx, func() {
 		defer m.feeds.Done()
@@ -176,7 +197,7 @@ func (m *Memory) Watch(ctx context.Context, service string) (<-chan Event, error
 func (m *Memory) Close() error {
 	m.store.mu.Lock()
 	for _, n := range m.own {
-		m.remove(n)
+		m.withdraw(n)
 	}
 	m.cancel()
 	m.store.mu.Unlock()

@@ -6,8 +6,10 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/arpc-go/arpc"
 )
@@ -40,7 +42,7 @@ func (n Node) Key() string {
 }
 
 // Check returns an *arpc.Error with CodeInvalidArgument unless the node can be published: it needs a service, an address and an
-// ID that is a path element, a weight between 0 and 1,000,000, no metadata "weight", and at most 64 KiB in all.
+// ID that is a path element, text in UTF-8, a weight between 0 and 1,000,000, no metadata "weight", and at most 64 KiB in all.
 func (n Node) Check() error {
 	_, reserved := n.Meta[weightKey]
 	switch {
@@ -48,6 +50,8 @@ func (n Node) Check() error {
 		return invalid("a node needs a service and an address")
 	case n.ID == "" || n.ID == "." || n.ID == ".." || strings.ContainsFunc(n.ID, func(r rune) bool { return r == '/' || r < ' ' || r == 0x7f }):
 		return invalid("the ID %q is no path element", n.ID)
+	case !n.valid():
+		return invalid("text that is not UTF-8")
 	case strings.Contains(n.Service+n.Version+n.Group+n.Protocol, "\x00"):
 		return invalid("a NUL in what identifies a node")
 	case n.Weight < 0 || n.Weight > maxWeight:
@@ -64,6 +68,16 @@ func (n Node) Check() error {
 
 func invalid(format string, args ...any) error {
 	return &arpc.Error{Code: arpc.CodeInvalidArgument, Message: "micro: " + fmt.Sprintf(format, args...)}
+}
+
+// valid reports whether all text is UTF-8, as JSON would change what is not.
+func (n Node) valid() bool {
+	for key, value := range n.Meta {
+		if !utf8.ValidString(key) || !utf8.ValidString(value) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc([]string{n.Service, n.Version, n.Group, n.Protocol, n.ID, n.Addr}, func(s string) bool { return !utf8.ValidString(s) })
 }
 
 // provider is the role of those who are called, consumer that of those who call.
@@ -150,7 +164,7 @@ func (n Node) MarshalValue() ([]byte, error) {
 }
 
 // UnmarshalValue is the reverse of MarshalValue. Values come from others: what is not one node of a provider, or longer than 64 KiB,
-// is an error. A weight that is none stays among the metadata.
+// is an error, and so is a weight that is not 1 to 1,000,000.
 func UnmarshalValue(data []byte) (Node, error) {
 	if len(data) > maxNode {
 		return Node{}, invalid("a value of %d bytes", len(data))

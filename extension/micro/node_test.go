@@ -84,7 +84,8 @@ func TestNotNodes(t *testing.T) {
 	ok := Node{Service: "s", ID: "1", Addr: "h:1"}
 	for name, spoil := range map[string]func(*Node){
 		"service": func(n *Node) { n.Service = "" }, "id": func(n *Node) { n.ID = "" }, "dot": func(n *Node) { n.ID = "." },
-		"addr": func(n *Node) { n.Addr = "" }, "weight": func(n *Node) { n.Weight = maxWeight + 1 }, "nul": func(n *Node) { n.ID = "\x00" }, "nul in the group": func(n *Node) { n.Group = "\x00" },
+		"addr": func(n *Node) { n.Addr = "" }, "weight": func(n *Node) { n.Weight = maxWeight + 1 }, "id not in UTF-8": func(n *Node) { n.ID = "\xff" }, "service not in UTF-8": func(n *Node) { n.Service = "s\xff" },
+		"metadata not in UTF-8": func(n *Node) { n.Meta = map[string]string{"k": "\xff"} }, "nul": func(n *Node) { n.ID = "\x00" }, "nul in the group": func(n *Node) { n.Group = "\x00" },
 		"reserved": func(n *Node) { n.Meta = map[string]string{"weight": "1"} }, "large": func(n *Node) { n.Meta = map[string]string{"x": strings.Repeat("x", maxNode)} },
 	} {
 		n := ok

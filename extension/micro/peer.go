@@ -23,7 +23,7 @@ type Peer struct {
 // InFlight returns how many calls and streams of this Client the node has.
 func (p *Peer) InFlight() int { return int(p.inFlight()) }
 
-func (p *Peer) weight() int { return max(p.Weight, 1) }
+func (p *Peer) weight() int { return min(max(p.Weight, 1), maxWeight) }
 
 func (p *Peer) load() float64 { return float64(p.inFlight()+1) / float64(p.weight()) }
 
@@ -40,11 +40,13 @@ type state struct {
 	out          atomic.Bool
 
 	pool *pool
-	peer *Peer           // the pool's goroutine changes it
+	peer *Peer // the pool's goroutine changes it
+	node atomic.Pointer[Node]
 	ctx  context.Context // ends when the node has gone
 	gone context.CancelFunc
 	trip chan struct{} // asks for ejection
 
+	shown               atomic.Bool // as connected, in the last view
 	failures, ejections atomic.Int64
 	busy, timed         atomic.Int64 // nanoseconds that sampled attempts took, and their number
 
@@ -66,14 +68,14 @@ func (s *state) connected() bool {
 }
 
 // run is the goroutine.
-func (s *state) run(n Node) {
+func (s *state) run() {
 	defer s.pool.states.Done()
 	defer s.setOut(false) // for the count
 	ticker := time.NewTicker(s.pool.Check)
 	defer ticker.Stop()
 	t := &tending{state: s}
 	for s.ctx.Err() == nil {
-		c := s.connect(n)
+		c := s.connect()
 		if c == nil {
 			return
 		}
@@ -82,6 +84,12 @@ func (s *state) run(n Node) {
 			lost := make(chan struct{})
 			stop := c.AfterConn(func() { close(lost) })
 			s.pool.kick()
+			// All that was in flight has failed with the connection before, but that is one failure, and over.
+			s.row.Store(min(s.row.Load(), int32(s.pool.EjectAfter-1)))
+			select {
+			case <-s.trip:
+			default:
+			}
 			t.tend(c, lost, ticker.C)
 			stop()
 			s.pool.kick()
@@ -95,12 +103,12 @@ func (s *state) run(n Node) {
 }
 
 // connect makes the first connection; the client keeps it. nil when the node has gone.
-func (s *state) connect(n Node) *arpc.Client {
+func (s *state) connect() *arpc.Client {
 	var greeting atomic.Pointer[func() bool] // of the first connection: nothing but its end ends NewClient
 	dial := func() (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(s.ctx, s.pool.DialTimeout)
 		defer cancel()
-		nc, err := s.pool.Dial(ctx, n)
+		nc, err := s.pool.Dial(ctx, *s.node.Load())
 		if err == nil && greeting.Load() == nil {
 			stop := context.AfterFunc(s.ctx, func() { nc.Close() }) //nolint:errcheck // the node has gone
 			greeting.Store(&stop)
@@ -151,22 +159,33 @@ func (t *tending) tend(c *arpc.Client, lost <-chan struct{}, tick <-chan time.Ti
 		case <-t.trip:
 			t.eject()
 		case now := <-tick:
-			if now.Before(t.until) {
-				continue
-			}
-			if c.CheckState() != nil {
+			connected := c.CheckState() == nil
+			if connected != t.shown.Load() { // after GOAWAY the client has another connection before this one is lost
 				t.pool.kick()
+			}
+			if !connected || now.Before(t.until) {
 				continue
 			}
-			if t.check(c) {
+			well, answered := t.check(c)
+			if well || answered {
 				t.failed = 0
+			}
+			if well {
 				if t.out.Load() {
 					t.row.Store(int32(t.pool.EjectAfter - 1)) // one failure is enough now
 					t.setOut(false)
 				}
 				continue
 			}
+			select {
+			case <-lost: // the check has ended with it
+				return
+			default:
+			}
 			t.setOut(true)
+			if answered {
+				continue
+			}
 			if t.failed++; t.failed == 3 {
 				t.failed = 0
 				c.Conn.Close() //nolint:errcheck // what it waits for will not come
@@ -201,13 +220,15 @@ func (s *state) setOut(out bool) {
 	s.pool.kick()
 }
 
-// check asks the node whether it is well.
-func (s *state) check(c *arpc.Client) bool {
+// check asks the node whether it is well. One that is not may have answered.
+func (s *state) check(c *arpc.Client) (well, answered bool) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.pool.CheckTimeout)
 	defer cancel()
 	if route := s.pool.HealthRoute; route != "" {
 		err := c.CallWith(ctx, route, nil, nil)
-		return err == nil || arpc.IsRefused(err) && arpc.CodeOf(err) == arpc.CodeUnimplemented // it has no such route
+		var e *arpc.Error
+		well = err == nil || arpc.IsRefused(err) && arpc.CodeOf(err) == arpc.CodeUnimplemented // it has no such route
+		return well, errors.As(err, &e) && e.Remote
 	}
 	before := c.Stats().MessagesIn
 	c.Ping()
@@ -217,10 +238,11 @@ func (s *state) check(c *arpc.Client) bool {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return c.Stats().MessagesIn != before
+			well = c.Stats().MessagesIn != before
+			return well, well
 		}
 		if c.Stats().MessagesIn != before {
-			return true
+			return true, true
 		}
 	}
 }
@@ -270,6 +292,9 @@ func (s *state) end(ctx context.Context, start time.Duration, err error) {
 	case code == arpc.CodeUnavailable:
 		if !remote {
 			s.pool.kick()
+			if e != nil && e.Unsent {
+				return
+			}
 		}
 	case code == arpc.CodeDeadlineExceeded && !remote:
 	case code == arpc.CodeCanceled && context.Cause(ctx) == attempts.ErrSlower:

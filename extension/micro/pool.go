@@ -177,12 +177,14 @@ func (p *pool) employ() {
 		if s == nil {
 			s = &state{pool: p, trip: make(chan struct{}, 1)}
 			s.ctx, s.gone = context.WithCancel(p.ctx)
+			s.node.Store(&n)
 			p.members[key] = s
 			p.states.Add(1)
-			go s.run(n)
+			go s.run()
 		}
 		if s.peer == nil || !reflect.DeepEqual(s.peer.Node, n) {
 			s.peer = &Peer{Node: n, state: s, hash: hash(key)}
+			s.node.Store(&n)
 		}
 	}
 	for key, s := range p.members {
@@ -197,7 +199,9 @@ func (p *pool) employ() {
 func (p *pool) look() {
 	old, next := p.view.Load(), &view{replaced: make(chan struct{})}
 	for _, s := range p.members {
-		next.all = append(next.all, member{s.peer, s.connected(), s.out.Load()})
+		m := member{s.peer, s.connected(), s.out.Load()}
+		s.shown.Store(m.connected)
+		next.all = append(next.all, m)
 	}
 	slices.SortFunc(next.all, func(a, b member) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Key(), b.Key())) })
 	var out []*Peer

@@ -3,7 +3,7 @@ package micro
 import (
 	"context"
 	"errors"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/arpc-go/arpc"
@@ -14,9 +14,9 @@ type Publication struct {
 	registry Registry
 	ttl      time.Duration
 
-	mu        sync.Mutex // held while the registry is told, so that it is told in order
-	node      Node
+	turn      chan struct{} // held while the registry is told, so that it is told in order; it guards withdrawn, and changes of node
 	withdrawn bool
+	node      atomic.Pointer[Node]
 }
 
 // Publish registers a node; call it when the server listens. See Registry.Register for ttl and errors.
@@ -24,44 +24,58 @@ func Publish(ctx context.Context, r Registry, n Node, ttl time.Duration) (*Publi
 	if err := r.Register(ctx, n, ttl); err != nil {
 		return nil, err
 	}
-	return &Publication{registry: r, ttl: ttl, node: n}, nil
+	p := &Publication{registry: r, ttl: ttl, turn: make(chan struct{}, 1)}
+	p.node.Store(&n)
+	return p, nil
 }
 
 // Node returns what is published.
-func (p *Publication) Node() Node {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.node
+func (p *Publication) Node() Node { return *p.node.Load() }
+
+// lock waits for the turn, as long as ctx lasts.
+func (p *Publication) lock(ctx context.Context) error {
+	select {
+	case p.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ended(ctx)
+	}
 }
+
+func (p *Publication) unlock() { <-p.turn }
 
 // Update publishes what change has made of the node: its weight, its metadata, its address. change must replace the metadata, not change
 // it. What identifies the node cannot be changed: that is CodeInvalidArgument. When it fails, what was published stays.
 func (p *Publication) Update(ctx context.Context, change func(*Node)) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.lock(ctx); err != nil {
+		return err
+	}
+	defer p.unlock()
 	if p.withdrawn {
 		return ErrClosed
 	}
-	n := p.node
+	n := p.Node()
 	change(&n)
-	if n.Key() != p.node.Key() {
+	if n.Key() != p.Node().Key() {
 		return invalid("an update makes another node of it")
 	}
 	if err := p.registry.Register(ctx, n, p.ttl); err != nil {
 		return err
 	}
-	p.node = n
+	p.node.Store(&n)
 	return nil
 }
 
 // Withdraw deregisters the node: clients begin nothing new there. Calling it again does nothing, unless it has failed.
 func (p *Publication) Withdraw(ctx context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.lock(ctx); err != nil {
+		return err
+	}
+	defer p.unlock()
 	if p.withdrawn {
 		return nil
 	}
-	err := p.registry.Deregister(ctx, p.node)
+	err := p.registry.Deregister(ctx, p.Node())
 	p.withdrawn = err == nil
 	return err
 }

@@ -14,17 +14,17 @@ type Registry interface {
 	// publishes the node again when the registry comes back without it. A node with the key of one that this Registry has
 	// published already takes its place: that is how weight, address and metadata are changed, and watchers see one Put, no Delete.
 	//
-	// A node whose process dies is gone after ttl and at most a second; 0 is the registry's default. It returns when the node is
+	// A node whose process dies is gone after ttl and at most a second, or what the registry says of it; 0 is its default. It returns when the node is
 	// published. When it returns an error the node is not published and will not be, or its former state stays: that of Node.Check,
 	// CodeInvalidArgument for a ttl that the registry cannot keep, an error that is ctx's, ErrClosed, or CodeUnavailable.
 	Register(ctx context.Context, n Node, ttl time.Duration) error
-	// Deregister withdraws a node, by its key. One that this Registry has not published is no error. When it fails because the
+	// Deregister withdraws a node, by its key. One that this Registry has not published is no error; after Close it may be ErrClosed. When it fails because the
 	// store cannot be reached, the node is no longer renewed, nor published again, and goes with its ttl.
 	Deregister(ctx context.Context, n Node) error
 	// Watch tells what nodes a service has, of every version, group and protocol: first all of them, also if there is none, by an
 	// event of kind Set, then what changes. It follows the service until ctx ends or the Registry is closed, then the channel is
 	// closed, and what the watch used is freed. A slow receiver does not hold others up: what it has not taken is joined, so
-	// that no more is kept than there are nodes. See Feed, which does that.
+	// that no more is kept than the nodes that there are and were when it received last. See Feed, which does that.
 	//
 	// When the registry cannot be reached there is one event of kind Lost, no Delete, and when it can be again, one Set. It is an
 	// error of ctx, ErrClosed or CodeUnavailable if the first set cannot be had; nothing is watched then.

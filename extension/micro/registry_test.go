@@ -1,6 +1,7 @@
 package micro_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/arpc-go/arpc"
@@ -29,6 +30,14 @@ func TestStatic(t *testing.T) {
 		t.Fatal(err)
 	}
 	view.Is(t, patience, node("b"), node("c"))
+	for range 100 { // a watcher that is slow or quick is not told that what stays is gone
+		if err := s.Replace("s", node("b"), node("c")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if kinds := view.Kinds(); slices.Contains(kinds, micro.Delete) {
+		t.Errorf("%v", kinds)
+	}
 	for _, bad := range []micro.Node{{Service: "s", ID: "x"}, {Service: "other", ID: "x", Addr: "y"}} {
 		if err := s.Replace("s", bad); arpc.CodeOf(err) != arpc.CodeInvalidArgument {
 			t.Errorf("%v: %v", bad, err)
@@ -38,4 +47,21 @@ func TestStatic(t *testing.T) {
 		}
 	}
 	view.Is(t, patience, node("b"), node("c"))
+
+	// What another one has registered since is that one's.
+	other, moved := s.Open(), micro.Node{Service: "s", ID: "b", Addr: "127.0.0.1:2"}
+	if err := other.Register(t.Context(), moved, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Deregister(t.Context(), node("b")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Replace("s", node("a")); err != nil {
+		t.Fatal(err)
+	}
+	view.Is(t, patience, node("a"), moved)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	view.Is(t, patience, node("a"))
 }

@@ -47,12 +47,13 @@ func (p *pool) CallAsync(method string, req any, callback func(*arpc.Context), t
 	if callback == nil {
 		return arpc.ErrClientInvalidAsyncHandler
 	}
-	ctx := context.Background()
-	limited, cancel := context.WithTimeout(ctx, max(timeout, 0))
-	peer, err := p.pick(limited, nil)
-	cancel()
+	ctx, begun := context.Background(), since()
+	peer, err := p.pick(limit(begun, timeout), nil)
 	if err != nil {
-		return failing().CallAsync(method, failure{err}, callback, max(timeout, 1))
+		return fail(err, callback)
+	}
+	if timeout > 0 && timeout < arpc.TimeForever {
+		timeout = max(timeout-(since()-begun), 1)
 	}
 	start := peer.begin()
 	return peer.client.Load().CallAsync(method, req, func(answer *arpc.Context) {
@@ -95,7 +96,12 @@ func (p *pool) OpenStream(ctx context.Context, method string) (*arpc.Stream, err
 	return s, nil
 }
 
-// failing returns a client that has ended: only a Client of package arpc can make the Context of a callback.
+// fail ends a CallAsync with err. Only a Client of package arpc can make the Context of a callback.
+func fail(err error, callback func(*arpc.Context)) error {
+	return failing().CallAsync("/", failure{err}, callback, 1)
+}
+
+// failing returns a client that has ended.
 var failing = sync.OnceValue(func() *arpc.Client {
 	s := arpc.NewServer(arpc.NewHandler())
 	listener, dial := arpc.Pipe()
