@@ -1169,7 +1169,7 @@ func FuzzServe(f *testing.F) {
 		must(f, recv(f, ended, "end of Serve"))
 	})
 	f.Fuzz(func(t *testing.T, data []byte, inTwo bool) {
-		c := dial(t, addr)
+		c, all := dial(t, addr), data
 		go func() {
 			defer c.Conn.(*net.TCPConn).CloseWrite() //nolint:errcheck // the reader finds out
 			if inTwo {
@@ -1178,7 +1178,6 @@ func FuzzServe(f *testing.F) {
 			}
 			c.Write(data) //nolint:errcheck // it may be closed
 		}()
-		all := data
 		got, err := io.ReadAll(c.r)
 		var ne net.Error
 		if errors.As(err, &ne) && ne.Timeout() || len(got) > len(all) || !bytes.HasPrefix(all, got) {
