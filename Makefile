@@ -15,7 +15,7 @@ export GOWORK := off
 # Every module of the repository except the tools' own.
 MODULES := $(sort $(patsubst %/,%,$(dir $(shell find . -name go.mod \
 	-not -path './tools/*' -not -path '*/node_modules/*' -not -path '*/testdata/*'))))
-# Those whose tests mostly wait for servers: two run at a time.
+# Those whose tests mostly wait for servers: they run at the same time.
 WAITING := ./extension/micro/etcd ./extension/micro/zookeeper ./extension/pubsub/nats ./extension/pubsub/redis
 BUILD       := $(CURDIR)/.build
 STATICCHECK := $(BUILD)/staticcheck
@@ -45,7 +45,7 @@ fmt: ## format all Go files
 .PHONY: race
 race: ## all tests of all modules under the race detector, one package at a time as most keep all cores busy
 	@for m in $(filter-out $(WAITING),$(MODULES)); do echo "go test -race $$m"; (cd $$m && $(CURDIR)/.ci/race); done
-	@printf '%s\n' $(WAITING) | xargs -P 2 -I{} bash -c 'out=$$(cd {} && $(CURDIR)/.ci/race 2>&1); rc=$$?; echo "go test -race {}"; echo "$$out"; exit $$rc'
+	@printf '%s\n' $(WAITING) | xargs -P 4 -I{} bash -c 'out=$$(cd {} && $(CURDIR)/.ci/race 2>&1); rc=$$?; echo "go test -race {}"; echo "$$out"; exit $$rc'
 
 .PHONY: interop
 interop: ## only the tests against the published arpc

@@ -867,6 +867,7 @@ func TestStreamOpenedAfterLoss(t *testing.T) {
 		})
 		p.send(frameOf(CmdStream|streamLocal, flagOpen|flagNoData, 3, "/s", ""))
 		p.end()
+		p.Close()
 		eventually(t, "end of the connection", func() bool { return s.core().Len() == 0 })
 		if began.Load() { // it may have been refused as well
 			wantCode(t, "Recv of a stream whose connection is gone", recv(t, ended, "handler"), CodeUnavailable)

@@ -450,7 +450,7 @@ func TestAbortWhileWriting(t *testing.T) {
 		sent := make(chan struct{})
 		go func() {
 			defer close(sent)
-			s.send(Now, makeFrame(kindPush, make([]byte, 32<<20)))
+			s.send(Now, makeFrame(kindPush, make([]byte, 16<<20)))
 		}()
 		recv(t, writing, "write")
 		hold.Store(false)
