@@ -55,7 +55,8 @@ type Config struct {
 	// A node is ejected, and gets no new calls, after EjectAfter failures in a row, default 5, or if half of at least 20 calls within 10
 	// seconds have failed: for EjectTime, default 1 second, twice as long each further time up to 30 seconds, and until a check succeeds
 	// then. Failures are those that speak against the node: CodeUnavailable, a lost connection, no answer within the caller's
-	// deadline, and being slower than the other attempt when hedging. At most EjectShare of the nodes are out when
+	// deadline, and being slower than the other attempt when hedging. What was in flight on a lost connection does not eject by itself a node
+	// that is connected again, but its next failure does. At most EjectShare of the nodes are out when
 	// one is ejected, default 0.5, negative for none.
 	EjectAfter int
 	EjectTime  time.Duration
