@@ -52,8 +52,8 @@ interop: ## only the tests against the published arpc
 	cd interop && go test -race -count=1 ./...
 
 .PHONY: fuzz-short
-fuzz-short: ## every fuzz target for two seconds
-	.ci/fuzz 2s
+fuzz-short: ## every fuzz target for a second
+	.ci/fuzz 1s
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for a minute

@@ -102,7 +102,12 @@ func start(t testing.TB, ev Events, addrs ...string) *running {
 	select {
 	case <-began:
 	case err := <-r.end:
-		t.Fatalf("Serve: %v", err)
+		select {
+		case <-began: // and it has ended, both at once
+			r.end <- err
+		default:
+			t.Fatalf("Serve: %v", err)
+		}
 	}
 	t.Cleanup(func() {
 		close(r.stop)
