@@ -135,12 +135,7 @@ func (c *Client) CallWith(ctx context.Context, method string, req, rsp any, valu
 // Call is CallWith with a timeout, which must be positive; arpc.TimeForever is none.
 func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values ...map[any]any) error {
 	begun, v := since(), c.pool.view.Load()
-	switch {
-	case c.pool.Hedge > 0 && timeout < arpc.TimeForever: // contexts are derived from it, which only a timer ends
-		ctx, cancel := context.WithTimeout(context.Background(), timeout)
-		defer cancel()
-		return c.CallWith(ctx, method, req, rsp, values...)
-	case c.strategy == Broadcast || c.pool.Hedge > 0 || len(v.peers) == 0:
+	if c.strategy == Broadcast || c.pool.Hedge > 0 || len(v.peers) == 0 {
 		return c.CallWith(limit(begun, timeout), method, req, rsp, values...)
 	}
 	// The first attempt, which most calls have only, needs no context.
@@ -150,7 +145,7 @@ func (c *Client) Call(method string, req, rsp any, timeout time.Duration, values
 		c.caller().Budget.Answered()
 		return nil
 	}
-	return plain(c.caller().After(peer.failed(nil, err), limit(begun, timeout), method, req, rsp, values...))
+	return plain(c.caller().After(limit(begun, timeout), peer.failed(nil, err), method, req, rsp, values...))
 }
 
 // CallAsync implements arpc.Caller. It waits for a node if none is connected, for Wait at most. An attempt after the first does not know

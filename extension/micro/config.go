@@ -56,7 +56,7 @@ type Config struct {
 	// seconds have failed: for EjectTime, default 1 second, twice as long each further time up to 30 seconds, and until a check succeeds
 	// then. Failures are those that speak against the node: CodeUnavailable, a lost connection, no answer within the caller's
 	// deadline, and being slower than the other attempt when hedging. What was in flight on a lost connection does not eject by itself a node
-	// that is connected again, but its next failure does. At most EjectShare of the nodes are out when
+	// that is connected again. At most EjectShare of the nodes are out when
 	// one is ejected, default 0.5, negative for none.
 	EjectAfter int
 	EjectTime  time.Duration

@@ -23,7 +23,7 @@ type DNSConfig struct {
 	Interval time.Duration
 	// Timeout bounds a lookup. Default 5 seconds.
 	Timeout time.Duration
-	// Resolver looks up. Default net.DefaultResolver.
+	// Resolver looks up. Default is one of package net with StrictErrors.
 	Resolver *net.Resolver
 }
 

@@ -15,7 +15,7 @@ func limit(begun, timeout time.Duration) *limited {
 	return &limited{context.Background(), begun, timeout}
 }
 
-// epoch is when the program began. The time since takes half as long as that of day.
+// epoch is when the program began. The time since needs one clock only.
 var epoch = time.Now()
 
 func since() time.Duration { return time.Since(epoch) }

@@ -12,7 +12,6 @@ import (
 // deregistered or their Memory is closed: a ttl means nothing.
 type Memory struct {
 	store  *memoryStore
-	own    map[string]Node // guarded by the store's lock
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	feeds  sync.WaitGroup
@@ -56,7 +55,7 @@ func NewStatic(nodes ...Node) (*Memory, error) {
 }
 
 func newMemory(s *memoryStore) *Memory {
-	m := &Memory{store: s, own: map[string]Node{}}
+	m := &Memory{store: s}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m
 }
@@ -77,10 +76,14 @@ func (m *Memory) lock(ctx context.Context) error {
 	return nil
 }
 
-// ended is the error of a context that has ended, nil if it has not.
+// ended is the error of a context that has ended, nil if it has not. A context derived from a limited one does not know of its deadline.
 func ended(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return &arpc.Error{Code: arpc.CodeOf(err), Message: "micro: " + context.Cause(ctx).Error(), Unsent: true}
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if t, ok := ctx.Deadline(); err == nil && ok && !time.Now().Before(t) {
+		err, cause = context.DeadlineExceeded, context.DeadlineExceeded
+	}
+	if err != nil {
+		return &arpc.Error{Code: arpc.CodeOf(err), Message: "micro: " + cause.Error(), Unsent: true}
 	}
 	return nil
 }
@@ -105,7 +108,7 @@ func (m *Memory) put(n Node) {
 	if m.store.nodes[n.Service] == nil {
 		m.store.nodes[n.Service] = map[string]owned{}
 	}
-	m.own[n.Key()], m.store.nodes[n.Service][n.Key()] = n, owned{n, m}
+	m.store.nodes[n.Service][n.Key()] = owned{n, m}
 }
 
 // Deregister implements Registry.
@@ -127,7 +130,6 @@ func (m *Memory) withdraw(n Node) {
 
 // remove removes a node, unless another Memory has registered it since, or nobody has.
 func (m *Memory) remove(n Node) bool {
-	delete(m.own, n.Key())
 	if of := m.store.nodes[n.Service]; of[n.Key()].by == m {
 		if delete(of, n.Key()); len(of) == 0 {
 			delete(m.store.nodes, n.Service)
@@ -151,10 +153,8 @@ func (m *Memory) Replace(service string, nodes ...Node) error {
 		return err
 	}
 	defer m.store.mu.Unlock()
-	for _, n := range m.own {
-		if n.Service == service {
-			m.remove(n)
-		}
+	for _, n := range m.store.of(service) {
+		m.remove(n)
 	}
 	for _, n := range nodes {
 		m.put(n)
@@ -196,8 +196,10 @@ func (m *Memory) Watch(ctx context.Context, service string) (<-chan Event, error
 // Close implements Registry: the nodes of this Memory are gone.
 func (m *Memory) Close() error {
 	m.store.mu.Lock()
-	for _, n := range m.own {
-		m.withdraw(n)
+	for service := range m.store.nodes {
+		for _, n := range m.store.of(service) {
+			m.withdraw(n)
+		}
 	}
 	m.cancel()
 	m.store.mu.Unlock()

@@ -33,16 +33,14 @@ func (p *Peer) load() float64 { return float64(p.inFlight()+1) / float64(p.weigh
 //	    ▲           │ lost, or GOAWAY         │
 //	    └───────────┴────────────◀────────────┘            any ──gone──▶ draining ──▶ over
 type state struct {
-	// These are what each call needs: they share a line of the processor's cache.
 	client       atomic.Pointer[arpc.Client] // nil before the first connection
 	calls, ended atomic.Int64                // attempts that have begun and ended
 	row          atomic.Int32                // failures in a row
 	out          atomic.Bool
 
 	pool *pool
-	peer *Peer // the pool's goroutine changes it
-	node atomic.Pointer[Node]
-	ctx  context.Context // ends when the node has gone
+	peer atomic.Pointer[Peer] // the pool's goroutine changes it
+	ctx  context.Context      // ends when the node has gone
 	gone context.CancelFunc
 	trip chan struct{} // asks for ejection
 
@@ -108,7 +106,7 @@ func (s *state) connect() *arpc.Client {
 	dial := func() (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(s.ctx, s.pool.DialTimeout)
 		defer cancel()
-		nc, err := s.pool.Dial(ctx, *s.node.Load())
+		nc, err := s.pool.Dial(ctx, s.peer.Load().Node)
 		if err == nil && greeting.Load() == nil {
 			stop := context.AfterFunc(s.ctx, func() { nc.Close() }) //nolint:errcheck // the node has gone
 			greeting.Store(&stop)

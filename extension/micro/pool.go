@@ -170,21 +170,22 @@ func (p *pool) employ() {
 		chosen[key] = true
 		n := p.known[key].Node
 		s := p.members[key]
-		if s != nil && s.peer.Addr != n.Addr { // another place: the connection there ends when it is drained
+		if s != nil && s.peer.Load().Addr != n.Addr { // another place: the connection there ends when it is drained
 			s.gone()
 			s = nil
 		}
-		if s == nil {
+		fresh := s == nil
+		if fresh {
 			s = &state{pool: p, trip: make(chan struct{}, 1)}
 			s.ctx, s.gone = context.WithCancel(p.ctx)
-			s.node.Store(&n)
 			p.members[key] = s
+		}
+		if fresh || !reflect.DeepEqual(s.peer.Load().Node, n) {
+			s.peer.Store(&Peer{Node: n, state: s, hash: hash(key)})
+		}
+		if fresh {
 			p.states.Add(1)
 			go s.run()
-		}
-		if s.peer == nil || !reflect.DeepEqual(s.peer.Node, n) {
-			s.peer = &Peer{Node: n, state: s, hash: hash(key)}
-			s.node.Store(&n)
 		}
 	}
 	for key, s := range p.members {
@@ -199,7 +200,7 @@ func (p *pool) employ() {
 func (p *pool) look() {
 	old, next := p.view.Load(), &view{replaced: make(chan struct{})}
 	for _, s := range p.members {
-		m := member{s.peer, s.connected(), s.out.Load()}
+		m := member{s.peer.Load(), s.connected(), s.out.Load()}
 		s.shown.Store(m.connected)
 		next.all = append(next.all, m)
 	}
@@ -244,7 +245,7 @@ func (p *pool) await(ctx context.Context) (*view, error) {
 		return v, nil
 	}
 	wait := p.Wait
-	if t, ok := ctx.Deadline(); ok && ctx.Done() == nil {
+	if t, ok := ctx.Deadline(); ok { // it may have no timer, see limited
 		wait = min(wait, time.Until(t))
 	}
 	timer := time.NewTimer(wait)

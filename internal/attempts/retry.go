@@ -104,11 +104,11 @@ func (r *Retrier) more(ctx context.Context, err error, repeatable bool, try func
 
 // CallWith implements arpc.Caller.
 func (r *Retrier) CallWith(ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
-	return r.After(r.next.CallWith(ctx, method, req, rsp, values...), ctx, method, req, rsp, values...)
+	return r.After(ctx, r.next.CallWith(ctx, method, req, rsp, values...), method, req, rsp, values...)
 }
 
 // After is CallWith after a first attempt, which has ended with err.
-func (r *Retrier) After(err error, ctx context.Context, method string, req, rsp any, values ...map[any]any) error {
+func (r *Retrier) After(ctx context.Context, err error, method string, req, rsp any, values ...map[any]any) error {
 	if err == nil {
 		r.Budget.Answered()
 		return nil
