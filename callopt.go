@@ -115,7 +115,7 @@ func UseCodec(ctx context.Context, c codec.Named) context.Context {
 	})
 }
 
-var errCodec = &Error{Code: CodeFailedPrecondition, Message: "the peer does not know the codec of the call", Unsent: true}
+var errCodec = &Error{Code: CodeFailedPrecondition, Message: "the peer does not know the codec of the call"}
 
 // codecOf returns the codec of a received message with metadata, own if it does not name one, and an error if nobody knows it.
 func codecOf(block metadataBlock, own codec.Codec) (codec.Codec, error) {

@@ -183,7 +183,7 @@ var (
 	errTooLarge   = &Error{Code: CodeInvalidArgument, Message: "message is longer than the peer accepts"}
 	errGoingAway  = &Error{Code: CodeUnavailable, Message: "the peer is going away"}
 	errNoAuth     = &Error{Code: CodeUnauthenticated, Message: "the connection is not authenticated"}
-	errCalls      = &Error{Code: CodeResourceExhausted, Message: "too many calls in flight", Unsent: true}
+	errCalls      = &Error{Code: CodeResourceExhausted, Message: "too many calls in flight"}
 )
 
 // wireErrors finds the code of a text, as version 1 of the protocol carries texts only.
