@@ -1168,6 +1168,40 @@ func TestReadingPausesAtTheLimits(t *testing.T) {
 	}
 }
 
+// A notification cannot be refused: one too many ends the connection.
+func TestOverloadOfNotificationsCloses(t *testing.T) {
+	for name, limits := range map[string]Limits{"queued bytes": {QueuedRequests: 64 << 10}, "async requests": {AsyncRequests: 50}} {
+		t.Run(name, func(t *testing.T) {
+			onAdapters(t, func(t *testing.T, adapter ServerOption) {
+				s := startServer(t, adapter, limits)
+				called, release := make(chan error, 1), make(chan struct{})
+				s.Handler.Handle("/call", func(c *Context) { called <- c.Client.Call("/answer", nil, nil, patience) })
+				s.Handler.Handle("/work", func(*Context) { <-release }, limits.AsyncRequests > 0)
+				defer close(release)
+				p := dialRaw(t, s.addr)
+				p.send(frameOf(CmdRequest, 0, 1, "/call", "")) // the pause is not for ever while this side waits
+				if q := p.frame(); q.Method() != "/answer" {
+					t.Fatalf("%d %q", q.Cmd(), q.Method())
+				}
+				sent := make(chan struct{})
+				go func() {
+					defer close(sent)
+					note := bytes.Repeat(frameOf(CmdNotify, 0, 2, "/work", string(make([]byte, 1000))), 100)
+					for range 100 { // far more than four times the limit
+						if _, err := p.Write(note); err != nil {
+							return
+						}
+					}
+				}()
+				if err := recv(t, called, "end of the server's call"); CodeOf(err) != CodeUnavailable {
+					t.Errorf("the server's call ends with %v", err)
+				}
+				recv(t, sent, "end of the flood")
+			})
+		})
+	}
+}
+
 // While this side waits for an answer, the pause is not for ever, as the answer may be behind what is not read. What is
 // then too much is refused.
 func TestPauseGivesWayToCallsAndOverloadIsRefused(t *testing.T) {
